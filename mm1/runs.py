@@ -1,0 +1,121 @@
+"""What a run folder holds, so that training writes it, evaluation adds to it, and studies read it without either.
+
+    RUN/
+      run.json                 format, name, kind, finished or not, hardware, versions
+      config.yaml              the fully resolved configuration
+      metrics.jsonl            one JSON object a line, see below
+      checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one
+      eval/<name>/answers.jsonl, scores.json
+
+Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val`` or ``experts``), ``step``, ``time_s`` (seconds of
+training), ``positions`` and ``flops`` (both cumulative), and the named numbers:
+
+    train    loss  loss/<source>  balance  z  lr/<part>  positions_per_s  padding  images_per_row
+             mix/documents/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>   realised shares
+    val      loss  loss/<source>  sight_gap  sight_gap/<source>       blind minus sighted held-out loss, nats a token
+    experts  load: one list per MoE layer of the share of tokens each expert got; layers: their indices
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from mm1.errors import UserError
+
+FORMAT = 1
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON that a user may have named wrongly.
+
+    Raises:
+        UserError: The file is missing or is not JSON; ``what`` says what it should have been.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; expected {what}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}); expected {what}") from None
+
+
+class Run:
+    """One run folder.
+
+    Args:
+        folder: Where it is; made by :meth:`start`, expected to exist otherwise.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config = self.folder / "config.yaml"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.last = self.folder / "checkpoints" / "last.ckpt"
+        self.best = self.folder / "checkpoints" / "best.ckpt"
+
+    def start(self, kind: str, **about: Any) -> None:
+        """Make the folder and say what runs here; a second start of the same run keeps what is there."""
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "run.json").exists():
+            started = time.strftime("%Y-%m-%d %H:%M:%S")
+            machine = f"{platform.machine()}, {os.cpu_count()} cores"
+            about = {"started": started, "machine": machine, "python": platform.python_version(), **about}
+            about = {"format": FORMAT, "name": self.folder.name, "kind": kind, "finished": False, **about}
+            write_json(self.folder / "run.json", about)
+
+    def about(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            UserError: No run folder, or one written by a newer version.
+        """
+        about = read_json(self.folder / "run.json", "a run folder written by mm1-train")
+        if about.get("format") != FORMAT:
+            raise UserError(f"{self.folder} has run format {about.get('format')}; this version reads format {FORMAT}")
+        return about
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json."""
+        write_json(self.folder / "run.json", {**self.about(), **changes})
+
+    def log(self, split: str, step: int, **values: Any) -> None:
+        """Append one line of metrics."""
+        with self.metrics.open("a") as lines:
+            lines.write(json.dumps({"split": split, "step": step, **values}) + "\n")
+
+    def truncate(self, step: int) -> None:
+        """Forget metrics after ``step``: a resumed run writes them again, and none may stand twice."""
+        kept = [line for line in self.history() if line["step"] <= step]
+        temporary = self.metrics.with_name(self.metrics.name + ".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, self.metrics)
+
+    def history(self, split: str | None = None) -> list[dict[str, Any]]:
+        """All metric lines, or those of one split; a last line cut short by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return [line for line in lines if split is None or line["split"] == split]
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Every ``eval/<name>/scores.json`` of this run, by name."""
+        found = sorted(self.folder.glob("eval/*/scores.json"))
+        return {path.parent.name: read_json(path, "scores written by mm1-eval") for path in found}
