@@ -7,6 +7,12 @@
       checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one
       eval/<name>/answers.jsonl, scores.json
 
+``run.json`` also carries what studies compare runs by; a study leaves out what an older run does not say:
+
+    parameters    {total, active, non_embedding, dense_twin}   counts; the last two are the decoder's, as in the rate law
+    flops_parts   {vision, connector, decoder}                 shares of a training step's FLOPs, summing to 1
+    mix_target    {source: weight}    mix_unit: positions | ...    what the mixture was asked for
+
 Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val`` or ``experts``), ``step``, ``time_s`` (seconds of
 training), ``positions`` and ``flops`` (both cumulative), and the named numbers:
 
