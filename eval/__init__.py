@@ -1,0 +1,1 @@
+"""Few-shot captioning and question answering: tasks from disk, prompts, answers, scores, each beside its blind arm."""

@@ -1,0 +1,1 @@
+"""Metrics, pure: texts in, numbers out, nothing read or written."""

@@ -1,0 +1,85 @@
+"""CIDEr as captioning papers report it: the CIDEr-D of coco-caption (Vedantam et al. 2015, arXiv 1411.5726, section 4).
+
+An n-gram weighs more the fewer pictures' references contain it, so a score depends on *which* references it was made
+with: this scorer takes them from the pictures scored, as everyone does, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.metrics.tokenize import tokenize
+
+LONGEST = 4
+SIGMA_WORDS = 6.0  # a caption this much longer or shorter than its reference loses 39 % of its score
+
+Ngram = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """The tf-idf weights of one caption, its norm for each n, and its length as the official scorer counts it."""
+
+    weights: tuple[dict[Ngram, float], ...]
+    norms: tuple[float, ...]
+    bigrams: int
+
+
+class Cider:
+    """Scores captions against the references of a fixed set of pictures.
+
+    Args:
+        references: For each picture its reference captions, at least one. Tokens separated by blanks when
+            ``tokenized``, ordinary text otherwise.
+        tokenized: Whether references and candidates were tokenised before.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], tokenized: bool = False) -> None:
+        self._tokenize = str.strip if tokenized else tokenize
+        counts = [[self._ngrams(caption) for caption in captions] for captions in references]
+        self.n = len(counts)
+        self._log_n = math.log(max(self.n, 1))
+        self._frequency = Counter(ngram for captions in counts for ngram in set().union(*captions))
+        self._references = [[self._vector(count) for count in captions] for captions in counts]
+
+    @property
+    def warning(self) -> str:
+        """What a reader of the score must know."""
+        return (
+            f"CIDEr over n = {self.n} pictures; its document frequencies come from the references scored, "
+            f"so it compares only with scores on these very pictures"
+        )
+
+    def score(self, index: int, candidate: str) -> float:
+        """CIDEr x 100 of one candidate for the picture at ``index``; the mean over pictures is the corpus score."""
+        hypothesis = self._vector(self._ngrams(candidate))
+        references = self._references[index]
+        return 1000 * sum(_similarity(hypothesis, reference) for reference in references) / len(references)
+
+    def _ngrams(self, caption: str) -> Counter[Ngram]:
+        words = self._tokenize(caption).split()
+        spans = ((start, n) for n in range(1, LONGEST + 1) for start in range(len(words) - n + 1))
+        return Counter(tuple(words[start : start + n]) for start, n in spans)
+
+    def _vector(self, counts: Counter[Ngram]) -> Vector:
+        weights: tuple[dict[Ngram, float], ...] = tuple({} for _ in range(LONGEST))
+        for ngram, count in counts.items():
+            weights[len(ngram) - 1][ngram] = count * (self._log_n - math.log(max(1, self._frequency[ngram])))
+        norms = tuple(math.sqrt(sum(weight * weight for weight in level.values())) for level in weights)
+        return Vector(weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2))
+
+
+def _similarity(hypothesis: Vector, reference: Vector) -> float:
+    """Clipped cosine, meaned over n = 1..4, times a Gaussian of the difference in length. 0 to 1."""
+    total = 0.0
+    for ours, theirs, norm, reference_norm in zip(
+        hypothesis.weights, reference.weights, hypothesis.norms, reference.norms, strict=True
+    ):
+        shared = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs)
+        if norm and reference_norm:
+            total += shared / (norm * reference_norm)
+    difference = hypothesis.bigrams - reference.bigrams
+    return total / LONGEST * math.exp(-(difference**2) / (2 * SIGMA_WORDS**2))

@@ -1,0 +1,71 @@
+"""CIDEr and its tokeniser beside pycocoevalcap: numbers to 1e-6, and tokens that Stanford's tokeniser wrote."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eval.metrics.cider import Cider
+from eval.metrics.tokenize import tokenize
+
+GOLDEN = Path(__file__).with_name("ptb_tokens.tsv")
+WORDS = [
+    "a",
+    "the",
+    "man",
+    "dog",
+    "red",
+    "ball",
+    "runs",
+    "on",
+    "grass",
+    "with",
+    "two",
+    "big",
+    "blue",
+    "cat",
+    "sits",
+    "near",
+]
+
+
+def captions(seed: int, pictures: int) -> tuple[list[list[str]], list[str]]:
+    rng = random.Random(seed)
+
+    def caption() -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, 14)))
+
+    return [[caption() for _ in range(rng.randint(1, 5))] for _ in range(pictures)], [
+        caption() for _ in range(pictures)
+    ]
+
+
+@pytest.mark.parametrize(("seed", "pictures"), [(0, 2), (1, 7), (2, 40), (3, 1)])
+def test_cider_equals_the_official_scorer(seed: int, pictures: int) -> None:
+    official = pytest.importorskip("pycocoevalcap.cider.cider")
+    references, candidates = captions(seed, pictures)
+    candidates[0] = references[0][0]
+    expected, each = official.Cider().compute_score(
+        dict(enumerate(references)), {i: [c] for i, c in enumerate(candidates)}
+    )
+    cider = Cider(references, tokenized=True)
+    ours = [cider.score(at, candidate) for at, candidate in enumerate(candidates)]
+    assert ours == pytest.approx([100 * score for score in each], abs=1e-6)
+    assert sum(ours) / len(ours) == pytest.approx(100 * expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("line", GOLDEN.read_text().splitlines())
+def test_tokens_are_those_of_the_official_tokenizer(line: str) -> None:
+    caption, tokens = line.split("\t")
+    assert tokenize(caption) == tokens
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="the official tokenizer needs Java")
+def test_the_golden_tokens_are_still_what_the_official_tokenizer_writes() -> None:
+    official = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
+    lines = [line.split("\t") for line in GOLDEN.read_text().splitlines()]
+    written = official.PTBTokenizer().tokenize({at: [{"caption": caption}] for at, (caption, _) in enumerate(lines)})
+    assert [written[at][0] for at in range(len(lines))] == [tokens for _, tokens in lines]
