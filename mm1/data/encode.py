@@ -1,0 +1,72 @@
+"""A document as token ids, the one encoding of training, evaluation and people's questions (MM1, section 3.2).
+
+Image, Text("a b"), Text("c", end=True)        2 tokens a picture
+
+tokens   <s>  I  I  a  b  c  </s>              I = IMAGE
+learn     .   .  .  x  x  x   x                x = may be a target
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mm1.batch import IMAGE
+from mm1.data.tokenizer import Tokenizer
+from mm1.sample import Image, Sample, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A document of T positions.
+
+    Args:
+        tokens: int64[T]; ids, ``IMAGE`` where a picture's token goes.
+        learn: bool[T]; whether the token itself may be a target.
+        images: The pictures' files in the order of their places.
+    """
+
+    tokens: Tensor
+    learn: Tensor
+    images: list[bytes]
+
+
+def encode(sample: Sample, tokenizer: Tokenizer, tokens_per_image: int) -> Encoded:
+    """Begin token, items, end token; the last is left out where the last item closes itself (``Text.end``)."""
+    return _encode(sample.items, tokenizer, tokens_per_image, close=not _closed(sample.items))
+
+
+def prompt(items: Sequence[Text | Image], tokenizer: Tokenizer, tokens_per_image: int) -> Encoded:
+    """The same without the final end token, for a model to go on from."""
+    return _encode(items, tokenizer, tokens_per_image, close=False)
+
+
+def text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
+    """Positions of a document's encoding that are no picture's, begin and end tokens among them."""
+    texts = [item for item in items if isinstance(item, Text)]
+    return 1 + sum(len(tokenizer.encode(text.text)) + text.end for text in texts) + (not _closed(items))
+
+
+def _closed(items: Sequence[Text | Image]) -> bool:
+    last = items[-1] if items else None
+    return isinstance(last, Text) and last.end
+
+
+def _encode(items: Sequence[Text | Image], tokenizer: Tokenizer, tokens_per_image: int, close: bool) -> Encoded:
+    tokens, learn = [tokenizer.bos], [False]
+    for item in items:
+        if isinstance(item, Image):
+            ids, learned = [IMAGE] * tokens_per_image, False
+        else:
+            ids, learned = tokenizer.encode(item.text) + [tokenizer.eos] * item.end, item.learn
+        tokens += ids
+        learn += [learned] * len(ids)
+    if close:
+        last = items[-1] if items else None
+        tokens.append(tokenizer.eos)
+        learn.append(last.learn if isinstance(last, Text) else True)  # no end is learned after what is only read
+    images = [item.data for item in items if isinstance(item, Image)]
+    return Encoded(torch.tensor(tokens, dtype=torch.int64), torch.tensor(learn, dtype=torch.bool), images)

@@ -1,0 +1,95 @@
+"""From the bytes of a picture's file to the square that an encoder sees, still uint8: floats are made on the device.
+
+Resizing follows open_clip's transforms (``open_clip.transform.image_transform``), pixel by pixel.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+
+from mm1.batch import ImageSpec
+from mm1.errors import UserError
+
+MAX_PIXELS = 64_000_000  # a bound before decoding: a file of some kB can claim gigabytes
+FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
+
+
+class PictureError(UserError):
+    """A picture that cannot be read. Its message is the reason alone, the same for all such pictures, to be counted."""
+
+
+def prepare(data: bytes, spec: ImageSpec) -> Tensor:
+    """A picture as uint8[3, S, S] with S = ``spec.size_px``.
+
+    Raises:
+        PictureError: The bytes are no picture that can be decoded.
+    """
+    picture = scale(decode(data), spec.size_px, spec.resize, spec.interpolation)
+    if picture.size != (spec.size_px, spec.size_px):
+        mean = tuple(round(255 * channel) for channel in spec.mean)
+        picture = PIL.ImageOps.pad(picture, (spec.size_px, spec.size_px), color=mean)
+    return torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def decode(data: bytes) -> PIL.Image.Image:
+    """The picture as it is meant to be seen: turned by its EXIF tag, RGB, transparency on white, the first frame.
+
+    Raises:
+        PictureError: The bytes are no picture, are cut short, or claim more than ``MAX_PIXELS``.
+    """
+    try:
+        picture = PIL.Image.open(io.BytesIO(data))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise PictureError(f"picture of more than {MAX_PIXELS // 10**6} megapixels")
+        picture.load()
+        return _rgb(PIL.ImageOps.exif_transpose(picture))
+    except PIL.Image.DecompressionBombError:
+        raise PictureError(f"picture of more than {MAX_PIXELS // 10**6} megapixels") from None
+    except PictureError:
+        raise
+    except Exception:  # PIL's plugins raise whatever a broken file makes them raise: OSError, SyntaxError, struct.error
+        raise PictureError("picture does not decode") from None
+
+
+def scale(
+    picture: PIL.Image.Image,
+    size_px: int,
+    resize: Literal["squash", "crop", "pad"],
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+) -> PIL.Image.Image:
+    """The picture at the model's resolution: a square of side ``size_px``, for ``pad`` its long side that long.
+
+    A picture that has its size already comes back untouched, so that shards stored at model resolution cost no resize.
+    """
+    width, height = picture.size
+    if resize == "squash":
+        return _resized(picture, size_px, size_px, interpolation)
+    if resize == "pad":
+        ratio = size_px / max(width, height)
+        return _resized(picture, max(1, round(width * ratio)), max(1, round(height * ratio)), interpolation)
+    short = min(width, height)
+    picture = _resized(picture, int(size_px * width / short), int(size_px * height / short), interpolation)
+    left, top = round((picture.width - size_px) / 2), round((picture.height - size_px) / 2)
+    return picture.crop((left, top, left + size_px, top + size_px)) if picture.size != (size_px, size_px) else picture
+
+
+def _resized(picture: PIL.Image.Image, width: int, height: int, interpolation: str) -> PIL.Image.Image:
+    return picture if picture.size == (width, height) else picture.resize((width, height), FILTERS[interpolation])
+
+
+def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode.startswith("I"):  # 16 bits a channel; PIL's own conversion clips instead of scaling
+        return PIL.Image.fromarray((numpy.asarray(picture).astype(numpy.int64) >> 8).astype(numpy.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = PIL.Image.new("RGBA", picture.size, "white")
+    return PIL.Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
