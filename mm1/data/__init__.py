@@ -1,1 +1,1 @@
-"""What reads finished shards while training: tokenizer, pictures, encoding, shards, mixture, packing; never the model."""
+"""Reading finished shards while training: tokenizer, pictures, encoding, shards, mixture, packing; never the model."""

@@ -54,9 +54,7 @@ class Tokenizer:
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
         except RuntimeError:
-            raise UserError(
-                f"{where} cannot be parsed; expected a sentencepiece model, see mm1-data tokenizer"
-            ) from None
+            raise UserError(f"{where} is no sentencepiece model; write one with mm1-data tokenizer") from None
         self.proto = proto
         self.vocabulary: int = self._pieces.get_piece_size()
         self.bos: int = self._pieces.bos_id()
@@ -121,9 +119,11 @@ def train(lines: Iterable[str], vocabulary: int) -> bytes:
 
 def _reason(message: str, vocabulary: int) -> str:
     if largest := re.search(r"value <= (\d+)", message):
-        return f"this text fills at most {largest[1]} ids; expected at least {vocabulary}: set vocabulary to {largest[1]} or less"
+        limit = largest[1]
+        return f"this text fills at most {limit} ids, not {vocabulary}: set vocabulary to {limit} or less"
     if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"this text has characters for {smallest[1]} ids; vocabulary is {vocabulary}: set it to more than {smallest[1]}"
+        limit = smallest[1]
+        return f"the characters of this text alone take {limit} ids, not {vocabulary}: set vocabulary above {limit}"
     if "sentences_.empty" in message:
         return "there is no text to train a tokenizer on; expected a corpus folder with captions, documents or text"
     return f"sentencepiece cannot train a vocabulary of {vocabulary}: {message}"
