@@ -1,0 +1,136 @@
+"""From an encoder's patches to tokens of the decoder (MM1, section 3.1; C-Abstractor: Honeybee, arXiv 2312.06742).
+
+A new connector is one class here, or a file of its own, and one YAML.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+from timm.layers import LayerNorm2d
+from timm.models.regnet import RegStage
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, scaled_dot_product_attention
+
+from mm1.errors import UserError
+from mm1.model.positions import follow_grid
+
+
+class Connector(nn.Module):
+    """Base of all connectors: square grids of patches in, ``tokens`` tokens out.
+
+    Args:
+        d_in: Width V of the encoder.
+        d_out: Width D of the decoder.
+        grid: Patches a side.
+        tokens: Tokens N per picture, a square number.
+    """
+
+    def __init__(self, d_in: int, d_out: int, grid: int, tokens: int) -> None:
+        super().__init__()
+        self.d_in, self.d_out, self.grid, self.tokens, self.side = d_in, d_out, grid, tokens, isqrt(tokens)
+        if tokens < 1 or self.side**2 != tokens:
+            raise UserError(
+                f"the connector is to make {tokens} tokens per picture; expected a square such as 64 or 144 "
+                f"(model.connector.init_args.tokens)"
+            )
+
+    def forward(self, patches_IPV: Tensor) -> Tensor:
+        """[I, P, V] -> [I, N, D]."""
+        raise NotImplementedError
+
+    def _map(self, patches_IPV: Tensor) -> Tensor:
+        """Patches as the feature map [I, V, grid, grid] they are."""
+        return patches_IPV.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
+
+class CAbstractor(Connector):
+    """Honeybee's convolutional abstractor: RegNet blocks, adaptive average pooling, RegNet blocks, a 2-layer MLP.
+
+    Locality of the picture is kept, and any square number of tokens can be asked for. Each block is a bottleneck of
+    ratio 1 with a depth-wise 3x3 convolution and squeeze-excitation. Whether MM1 kept depth 3 and width 1024 is
+    unpublished; these are Honeybee's.
+
+    Args:
+        d_in: Width of the encoder.
+        d_out: Width of the decoder.
+        grid: Patches a side.
+        tokens: Tokens per picture, a square.
+        width: Channels of the convolutions.
+        depth: Blocks before the pooling, and again after it.
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, grid: int, *, tokens: int = 144, width: int = 1024, depth: int = 3
+    ) -> None:
+        super().__init__(d_in, d_out, grid, tokens)
+        self.positions_1PV = nn.Parameter(torch.empty(1, grid**2, d_in))
+        self.before = _blocks(depth, d_in, width)
+        self.after = _blocks(depth, width, width)
+        self.readout = nn.Sequential(nn.Linear(width, d_out), nn.SiLU(), nn.Linear(d_out, d_out))
+        follow_grid(self, "positions_1PV", grid)
+
+    def forward(self, patches_IPV: Tensor) -> Tensor:
+        """[I, P, V] -> [I, N, D]."""
+        map_ICSS = self.before(self._map(patches_IPV + self.positions_1PV))
+        map_ICSS = self.after(adaptive_avg_pool2d(map_ICSS, self.side))
+        return self.readout(map_ICSS.flatten(2).transpose(1, 2))
+
+
+class AveragePool(Connector):
+    """Mean over squares of patches, then one linear layer (Emu2's way).
+
+    Args:
+        d_in: Width of the encoder.
+        d_out: Width of the decoder.
+        grid: Patches a side.
+        tokens: Tokens per picture, a square.
+    """
+
+    def __init__(self, d_in: int, d_out: int, grid: int, *, tokens: int = 144) -> None:
+        super().__init__(d_in, d_out, grid, tokens)
+        self.readout = nn.Linear(d_in, d_out)
+
+    def forward(self, patches_IPV: Tensor) -> Tensor:
+        """[I, P, V] -> [I, N, D]."""
+        return self.readout(adaptive_avg_pool2d(self._map(patches_IPV), self.side).flatten(2).transpose(1, 2))
+
+
+class AttentionPool(Connector):
+    """Learned queries, one for each token, that attend to all patches.
+
+    Args:
+        d_in: Width of the encoder.
+        d_out: Width of the decoder.
+        grid: Patches a side.
+        tokens: Tokens per picture, a square.
+        heads: Attention heads, a divisor of ``d_in``.
+    """
+
+    def __init__(self, d_in: int, d_out: int, grid: int, *, tokens: int = 144, heads: int = 8) -> None:
+        super().__init__(d_in, d_out, grid, tokens)
+        if d_in % heads:
+            raise UserError(
+                f"{heads} heads over an encoder of width {d_in}; expected a divisor (model.connector.init_args.heads)"
+            )
+        self.heads = heads
+        self.positions_1PV = nn.Parameter(torch.empty(1, grid**2, d_in))
+        self.queries_NV = nn.Parameter(torch.empty(tokens, d_in))
+        self.norm = nn.LayerNorm(d_in)
+        self.q, self.k, self.v = (nn.Linear(d_in, d_in) for _ in range(3))
+        self.readout = nn.Linear(d_in, d_out)
+        follow_grid(self, "positions_1PV", grid)
+
+    def forward(self, patches_IPV: Tensor) -> Tensor:
+        """[I, P, V] -> [I, N, D]."""
+        x_IPV = self.norm(patches_IPV + self.positions_1PV)
+        queries_INV = self.q(self.queries_NV).expand(len(x_IPV), -1, -1)
+        q, k, v = (
+            y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (queries_INV, self.k(x_IPV), self.v(x_IPV))
+        )
+        return self.readout(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _blocks(depth: int, d_in: int, d_out: int) -> RegStage:
+    return RegStage(depth, d_in, d_out, stride=1, dilation=1, act_layer=nn.SiLU, norm_layer=LayerNorm2d)

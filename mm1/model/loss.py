@@ -1,0 +1,105 @@
+"""The objective as sums, so that the mean is over the targets of a whole step, however it is spread.
+
+A step is several rows, micro-batches and ranks. The mean of their means would weigh a target by the company it keeps;
+sums can be added and divided once by the global number of targets (:class:`mm1.batch.Batch`, ``window_targets``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from mm1.batch import IGNORE, Batch
+from mm1.model.decoder import Output
+
+CHUNK_TOKENS = 1024  # logits held at once: at 32000 entries 131 MB in fp32
+
+
+@dataclass
+class LossSums:
+    """The step's loss is ``cross_entropy / window_targets + router / window_tokens``, windows summed over ranks.
+
+    Args:
+        cross_entropy: Summed over targets, in nats; differentiable.
+        router: Weighted balance and z-loss summed over tokens, mean over MoE layers; differentiable.
+        balance: Balance loss summed over tokens, unweighted; divided by ``tokens`` it is one at perfect balance.
+        z: Router z-loss likewise.
+        targets: Learned positions.
+        tokens: Positions that are not padding.
+        cross_entropy_S: ``cross_entropy`` by source.
+        targets_S: ``targets`` by source.
+        load_LE: Tokens each expert of each MoE layer got.
+    """
+
+    cross_entropy: Tensor
+    router: Tensor
+    balance: Tensor
+    z: Tensor
+    targets: Tensor
+    tokens: Tensor
+    cross_entropy_S: Tensor
+    targets_S: Tensor
+    load_LE: Tensor
+
+
+def loss_sums(output: Output, batch: Batch, head_VD: Tensor) -> LossSums:
+    """Score what the decoder put out against the targets of the batch."""
+    learned_BT = batch.targets_BT != IGNORE
+    sources_M = batch.sources_BT[learned_BT]
+    total, losses_M = cross_entropy_sum(output.hidden_BTD[learned_BT], head_VD, batch.targets_BT[learned_BT])
+    zeros_S = torch.zeros(len(batch.sources), device=losses_M.device)
+    return LossSums(
+        cross_entropy=total,
+        router=output.router.loss,
+        balance=output.router.balance,
+        z=output.router.z,
+        targets=learned_BT.sum(),
+        tokens=(batch.segments_BT > 0).sum(),
+        cross_entropy_S=zeros_S.index_add(0, sources_M, losses_M),
+        targets_S=zeros_S.index_add(0, sources_M, torch.ones_like(losses_M)),
+        load_LE=output.router.load_LE,
+    )
+
+
+def cross_entropy_sum(hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of ``hidden @ head.T``: its differentiable sum, and the value of each target."""
+    return _LinearCrossEntropy.apply(hidden_MD, head_VD, targets_M, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Head and cross-entropy in one, a chunk of tokens at a time, so that a long row's logits never stand together.
+
+    The gradient of a sum is known as soon as the logits are, so it is computed with them and nothing is recomputed.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, learning: bool
+    ) -> tuple[Tensor, Tensor]:
+        losses_M = torch.zeros(len(targets_M), device=hidden_MD.device)
+        learning = learning and any(ctx.needs_input_grad[:2])
+        hidden_grad = torch.empty_like(hidden_MD) if learning else None
+        head_grad = torch.zeros_like(head_VD, dtype=torch.float32) if learning else None
+        for start in range(0, len(targets_M), CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            logits_MV, targets_M1 = linear(hidden_MD[part], head_VD).float(), targets_M[part].unsqueeze(1)
+            lse_M1 = logits_MV.logsumexp(1, keepdim=True)
+            losses_M[part] = (lse_M1 - logits_MV.gather(1, targets_M1)).squeeze(1)
+            if hidden_grad is not None and head_grad is not None:
+                error_MV = logits_MV.sub_(lse_M1).exp_()  # softmax; less one at the target it is the gradient
+                error_MV.scatter_add_(1, targets_M1, torch.full_like(lse_M1, -1.0))
+                error_MV = error_MV.to(hidden_MD.dtype)
+                hidden_grad[part] = error_MV @ head_VD.to(hidden_MD.dtype)
+                head_grad += error_MV.T @ hidden_MD[part]
+        ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head_VD.dtype))
+        ctx.mark_non_differentiable(losses_M)
+        return losses_M.sum(), losses_M
+
+    @staticmethod
+    def backward(ctx: Any, total_grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        hidden_grad, head_grad = ctx.saved_tensors
+        return hidden_grad * total_grad, head_grad * total_grad, None, None

@@ -1,0 +1,106 @@
+"""MM1: an image encoder, a connector and a decoder, trained together on text targets (arXiv 2403.09611, figure 3).
+
+pictures --encode--> patches --connect--> tokens --splice into the row--> decode --> next text token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mm1.batch import IMAGE, Batch, ImageSpec
+from mm1.model.connector import Connector
+from mm1.model.decoder import Decoder, Output
+from mm1.model.init import init_parameters
+from mm1.model.loss import LossSums, loss_sums
+from mm1.model.splice import check, splice
+from mm1.model.vision import VisionEncoder
+
+
+class MM1(nn.Module):
+    """The whole model. Built empty, under ``torch.device("meta")`` if it is big, then filled by :meth:`init_weights`.
+
+    Args:
+        vision: Image encoder.
+        connector: Makes the connector of (encoder width, decoder width, patches a side).
+        decoder: Language model.
+    """
+
+    def __init__(
+        self, vision: VisionEncoder, connector: Callable[[int, int, int], Connector], decoder: Decoder
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.connector = connector(vision.width, decoder.width, vision.grid)
+        self.decoder = decoder
+        self.register_buffer("mean_C11", torch.empty(3, 1, 1))
+        self.register_buffer("std_C11", torch.empty(3, 1, 1))
+
+    def forward(self, batch: Batch) -> Output:
+        """Read packed rows; the hidden state at each position is what predicts the next token.
+
+        Raises:
+            UserError: The batch does not fit the model (on an accelerator a device assertion).
+        """
+        check(batch, self.connector.tokens, self.vision.image_px, self.decoder.vocabulary)
+        x_BTD = self.embed(batch.tokens_BT, self.encode_images(batch.images_ICHW))
+        return self.decoder(x_BTD, batch.segments_BT, batch.positions_BT)
+
+    def losses(self, batch: Batch) -> LossSums:
+        """Everything a step adds up: cross-entropy on the targets and what the routers did."""
+        return loss_sums(self(batch), batch, self.decoder.head_VD)
+
+    def encode_images(self, images_ICHW: Tensor) -> Tensor:
+        """uint8 pictures [I, 3, S, S] -> their tokens [I, N, D]; I may be 0.
+
+        In training no picture still means one: a blank one is encoded and none of its tokens is kept. Every parameter
+        then has a (zero) gradient in every step, on which gradient reduction across ranks relies: a rank whose rows
+        are all text would otherwise leave the others waiting.
+        """
+        images = len(images_ICHW)
+        if images == 0:
+            if not (self.training and torch.is_grad_enabled()):
+                return self.decoder.embedding.weight.new_empty(0, self.connector.tokens, self.decoder.width)
+            side = self.vision.image_px
+            images_ICHW = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=images_ICHW.device)
+        x_ICHW = (images_ICHW.float() / 255 - self.mean_C11.float()) / self.std_C11.float()
+        patches_IPV = self.vision(x_ICHW.to(self.image_dtype))
+        return self.connector(patches_IPV)[:images]
+
+    def embed(self, tokens_BT: Tensor, features_IND: Tensor) -> Tensor:
+        """Token embeddings with the pictures' tokens in their places, [B, T, D]."""
+        x_BTD = self.decoder.embedding(tokens_BT.where(tokens_BT != IMAGE, 0))
+        return splice(x_BTD, tokens_BT, features_IND)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What can be frozen or given its own learning rate, by name."""
+        return {"vision": self.vision, "connector": self.connector, "decoder": self.decoder}
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How pictures are prepared for this model."""
+        vision = self.vision
+        return ImageSpec(
+            vision.image_px, self.connector.tokens, vision.mean, vision.std, vision.resize, vision.interpolation
+        )
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """The type pictures are fed in: that of the weights they meet first."""
+        return next(self.vision.parameters()).dtype
+
+    def init_weights(self, seed: int) -> None:
+        """Fill every parameter and buffer in place (see :mod:`mm1.model.init`); the same seed, the same model."""
+        init_parameters(self, seed, len(self.decoder.layers))
+        self.mean_C11.copy_(torch.tensor(self.vision.mean).view(3, 1, 1))
+        self.std_C11.copy_(torch.tensor(self.vision.std).view(3, 1, 1))
+
+    def load_pretrained(self) -> None:
+        """Load the published weights that the configuration names; call it after :meth:`init_weights`.
+
+        Raises:
+            UserError: They cannot be had or do not fit.
+        """
+        self.vision.load_pretrained()

@@ -1,0 +1,45 @@
+"""The sparse feed-forward layer of MM1-MoE (section 3.4 of the paper's appendix on MoE; GShard, ST-MoE)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mm1.errors import UserError
+from mm1.model.moe.dispatch import Dispatch, LocalDispatch
+from mm1.model.moe.experts import Experts
+from mm1.model.moe.router import Router, RouterStats
+
+
+class MoE(nn.Module):
+    """Every token visits ``top_k`` of ``experts`` SwiGLU layers; nothing is dropped.
+
+    Args:
+        width: Decoder width D.
+        ffn_width: Inner width F of each expert, that of the dense twin.
+        experts: Experts E.
+        top_k: Experts a token visits.
+        balance_weight: Coefficient of the balance loss.
+        z_weight: Coefficient of the router's z-loss.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        ffn_width: int,
+        *,
+        experts: int,
+        top_k: int = 2,
+        balance_weight: float = 0.01,
+        z_weight: float = 0.001,
+    ) -> None:
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise UserError(f"top_k={top_k} of {experts} experts; expected 1 to {experts} (model.decoder.moe.top_k)")
+        self.router = Router(width, experts, top_k, balance_weight, z_weight)
+        self.experts = Experts(width, ffn_width, experts)
+        self.dispatch: Dispatch = LocalDispatch()
+
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> tuple[Tensor, RouterStats]:
+        """The layer's output and what the router did; ``valid_BT`` is false at padding, which counts nowhere."""
+        routing, stats = self.router(x_BTD, valid_BT)
+        return self.dispatch(x_BTD, routing, self.experts).to(x_BTD.dtype), stats
