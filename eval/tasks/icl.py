@@ -1,0 +1,53 @@
+"""Made-up words: can the model use a word that only earlier pictures of the same prompt define?
+
+    <picture A> This is a dako. <picture B> This is a wupi. <picture like A> What is this?      dako or wupi
+
+Its blind arm moves the defining pictures to one another's words and leaves the picture asked about: who reads the
+definitions then answers the other word, who only guesses scores the same in both arms. "Closed-ended interleaved
+evaluation" in the manner of Frozen (Tsimpoukelli et al. 2021, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.pictures import check
+from eval.task import Query, Task, check_ids, rows
+from mm1.errors import UserError
+
+
+def find(data: Path) -> list[Task]:
+    """The task of ``icl/test.jsonl``, if there is one.
+
+    Raises:
+        UserError: A line of the wrong shape, items that do not end with the picture asked about, or a missing picture.
+    """
+    path = data / "icl" / "test.jsonl"
+    if not path.exists():
+        return []
+    queries = [_query(row, path) for row in rows(path, None, ["id", "items", "question", "answers"])]
+    check_ids(queries, path)
+    check([picture for query in queries for picture in query.pictures], path)
+    return [Task("icl", "icl", tuple(queries))]
+
+
+def _query(row: Any, path: Path) -> Query:
+    items = [_item(item, row, path) for item in row["items"]]
+    if not items or not isinstance(items[-1], Path) or not row["answers"]:
+        raise UserError(f"{path}: row {row['id']} does not end with a picture that is asked about and has answers")
+    answers: Sequence[str] = row["answers"]
+    choices = tuple(row.get("choices", ()))
+    if choices and not set(answers) <= set(choices):
+        raise UserError(f"{path}: row {row['id']} has choices {choices}; expected its answers {answers} among them")
+    return Query(str(row["id"]), items[-1], row["question"], tuple(answers), answers[0], tuple(items[:-1]), choices)
+
+
+def _item(item: Any, row: Any, path: Path) -> str | Path:
+    match item:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image", "image": str(image)}:
+            return path.parent / image
+    raise UserError(f'{path}: row {row["id"]} has an item {item!r:.60}; expected {{"type": "text" or "image", ..}}')

@@ -1,0 +1,79 @@
+"""Visual question answering: VQA v2's own files, and DAQUAR's questions with one answer each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from eval.metrics.vqa import majority
+from eval.pictures import check
+from eval.task import Query, Task, check_ids, rows
+from mm1.errors import UserError
+from mm1.runs import read_json
+
+ONE_ANSWER = "one annotated answer a question: the score is exact match after the official processing"
+
+
+def find(data: Path) -> list[Task]:
+    """One task for each folder of ``vqa/``.
+
+    Raises:
+        UserError: A folder with neither kind of file, a file of the wrong shape, a question without answers, a missing
+            picture.
+    """
+    return [_task(folder) for folder in sorted((data / "vqa").glob("*")) if folder.is_dir()]
+
+
+def _task(folder: Path) -> Task:
+    for read, questions, train in (
+        (_v2, "test_questions.json", "train_questions.json"),
+        (_v2, "questions.json", "train_questions.json"),
+        (_daquar, "test.jsonl", "train.jsonl"),
+    ):
+        if (folder / questions).exists():
+            scored = read(folder / questions)
+            pool = read(folder / train) if (folder / train).exists() else ()
+            check([query.picture for query in (*scored, *pool)], folder)
+            single = all(len(query.references) == 1 for query in scored)
+            return Task(folder.name, "vqa", scored, pool, (ONE_ANSWER,) if single else ())
+    raise UserError(f"{folder} holds no questions; expected questions.json and annotations.json, or test.jsonl")
+
+
+def _v2(path: Path) -> tuple[Query, ...]:
+    """Questions joined with their annotations by ``question_id``."""
+    annotations = path.with_name(path.name.replace("questions", "annotations"))
+    answers = {
+        row["question_id"]: tuple(_answers(row, annotations))
+        for row in rows(annotations, "annotations", ["question_id", "answers"])
+    }
+    subtype = read_json(path, "VQA v2 questions").get("data_subtype", "train2014")
+    queries = []
+    for row in rows(path, "questions", ["question_id", "image_id", "question"]):
+        given = answers.get(row["question_id"])
+        if not given:
+            raise UserError(f"{annotations} has no answers to question {row['question_id']} of {path.name}")
+        picture = path.parent / "images" / f"COCO_{subtype}_{row['image_id']:012d}.jpg"
+        queries.append(Query(str(row["question_id"]), picture, row["question"], given, majority(given)))
+    check_ids(queries, path)
+    return tuple(queries)
+
+
+def _answers(row: Any, path: Path) -> list[str]:
+    try:
+        return [answer["answer"] for answer in row["answers"]]
+    except (TypeError, KeyError):
+        raise UserError(
+            f"{path}: the answers of question {row['question_id']} are {row['answers']!r:.60}; "
+            f'expected a list of {{"answer": ..}}'
+        ) from None
+
+
+def _daquar(path: Path) -> tuple[Query, ...]:
+    """One question a line; blanks inside an answer are written ``_``."""
+    queries = [
+        Query(str(row["question_id"]), path.parent / row["image"], row["question"], (answer,), answer)
+        for row in rows(path, None, ["question_id", "question", "answer", "image"])
+        for answer in [row["answer"].replace("_", " ")]
+    ]
+    check_ids(queries, path)
+    return tuple(queries)
