@@ -1,0 +1,371 @@
+"""The endless sequence of global batches, a function of configuration and seed alone (MM1 section 3.3).
+
+    1. A global batch has S rows. Row slot s is a logical stream of its own, with its own mixture and look-ahead buffer.
+    2. Every source is read through again and again, each epoch in another seeded order; of that endless sequence stream
+       s takes the places s, s + S, s + 2S, ... so that the streams together read every document once an epoch.
+    3. Every rank plans all S rows (two numbers a document, no text, no pixels) and fetches only its own: micro-batch a
+       of A on rank r of R, with m = S / (R A) rows, is the slots ``[(a R + r) m, (a R + r) m + m)``.
+
+Hence any split of a batch over ranks, micro-batches and workers gives the same rows, and the state after a batch is
+small, readable, and the same for all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mm1.batch import Batch, ImageSpec
+from mm1.data.encode import Encoded, encode
+from mm1.data.image import prepare
+from mm1.data.mixture import DEFAULT_WEIGHTS, Unit, amount, furthest_behind, shares_of
+from mm1.data.pack import Piece, next_row, to_batch
+from mm1.data.shards import ShardSet
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
+from mm1.sample import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides what the global batches are.
+
+    Args:
+        corpus: Folder of shards.
+        image_spec: How pictures are prepared, and how many positions each takes.
+        weights: Share of each source, in ``unit``; they need not sum to anything.
+        unit: What the weights count.
+        row_tokens: Positions of a row.
+        images_per_row: Most pictures of a row.
+        rows_per_step: Rows of a global batch.
+        seed: Decides the order of documents.
+        look_ahead: Documents that wait to be packed, per row slot.
+    """
+
+    corpus: Path
+    image_spec: ImageSpec
+    row_tokens: int
+    rows_per_step: int
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    unit: Unit = "positions"
+    images_per_row: int = 16
+    seed: int = 0
+    look_ahead: int = 16
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each source that is read at all."""
+        return shares_of(self.weights)
+
+
+class Source:
+    """The training documents of one source as an endless sequence: epoch after epoch, each in its own order."""
+
+    def __init__(self, number: int, shards: ShardSet, recipe: Recipe) -> None:
+        self.number, self.shards, self.recipe = number, shards, recipe
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        name = list(self.recipe.shares)[self.number]
+        return np.random.default_rng([self.recipe.seed, zlib.crc32(name.encode()), epoch]).permutation(len(self.shards))
+
+    def at(self, place: int) -> Piece:
+        """The document at ``place`` of the endless sequence."""
+        epoch, within = divmod(place, len(self.shards))
+        return self.piece(epoch, int(self._order(epoch)[within]))
+
+    def piece(self, epoch: int, index: int) -> Piece:
+        """A document by its index, with its sizes."""
+        text_tokens, images = self.shards.sizes(index)
+        positions = amount("positions", text_tokens, images, self.recipe.image_spec.tokens)
+        return Piece(self.number, epoch, index, positions, images)
+
+
+class RowStream:
+    """One row slot: what it has taken of each source, what that counts for, and what waits to be packed."""
+
+    def __init__(self, slot: int, sources: list[Source], recipe: Recipe) -> None:
+        self.slot, self.sources, self.recipe = slot, sources, recipe
+        self.shares = list(recipe.shares.values())
+        self.taken = [0] * len(sources)
+        self.booked = [0] * len(sources)
+        self.buffer: list[Piece] = []
+        # Streams start out of step by a fraction of a document, else the first rows of all would hold the same source.
+        phases = np.random.default_rng([recipe.seed, slot]).uniform(-0.5, 0.5, len(sources))
+        self.lead = [phase * self._worth(source.at(slot)) for phase, source in zip(phases, sources, strict=True)]
+
+    def _worth(self, piece: Piece) -> int:
+        tokens_per_image = self.recipe.image_spec.tokens
+        text_tokens = piece.positions - piece.images * tokens_per_image
+        return amount(self.recipe.unit, text_tokens, piece.images, tokens_per_image)
+
+    def draw(self) -> Piece:
+        """The next document of the mixture."""
+        chosen = furthest_behind(self.shares, [a + b for a, b in zip(self.booked, self.lead, strict=True)])
+        piece = self.sources[chosen].at(self.slot + self.taken[chosen] * self.recipe.rows_per_step)
+        self.taken[chosen] += 1
+        self.booked[chosen] += self._worth(piece)
+        return piece
+
+    def next_row(self) -> list[Piece]:
+        """Plan one row."""
+        recipe = self.recipe
+        return next_row(self.buffer, self.draw, recipe.look_ahead, recipe.row_tokens, recipe.images_per_row)
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` needs, in plain lists."""
+        waiting = [[piece.source, piece.epoch, piece.index] for piece in self.buffer]
+        return {"taken": list(self.taken), "booked": list(self.booked), "waiting": waiting}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.taken, self.booked = list(state["taken"]), list(state["booked"])
+        self.buffer = [self.sources[source].piece(epoch, index) for source, epoch, index in state["waiting"]]
+
+
+class Plan:
+    """All row slots in step: what every global batch consists of, without reading any document."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.sources = [
+            Source(number, ShardSet(recipe.corpus, name, "train"), recipe) for number, name in enumerate(recipe.shares)
+        ]
+        check_sources(self.sources, recipe)
+        self.streams = [RowStream(slot, self.sources, recipe) for slot in range(recipe.rows_per_step)]
+
+    def next_step(self) -> list[list[Piece]]:
+        """The rows of the next global batch, by slot."""
+        return [stream.next_row() for stream in self.streams]
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been drawn through, by name."""
+        taken = [sum(stream.taken[source.number] for stream in self.streams) for source in self.sources]
+        return {name: taken[i] / len(self.sources[i].shards) for i, name in enumerate(self.recipe.shares)}
+
+    def state(self) -> dict[str, Any]:
+        """The state after the rows planned so far, plain values only."""
+        streams = [stream.state() for stream in self.streams]
+        return {**self._identity(), "epochs": self.epochs(), "streams": streams}
+
+    def _identity(self) -> dict[str, Any]:
+        pieces = [len(source.shards) for source in self.sources]
+        return {"seed": self.recipe.seed, "sources": list(self.recipe.shares), "pieces": pieces}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`; the number of ranks, micro-batches and workers may differ, the order may not.
+
+        Raises:
+            UserError: The state belongs to another corpus, mixture, seed or number of rows.
+        """
+        expected = {**self._identity(), "rows_per_step": self.recipe.rows_per_step}
+        found = {**{key: state[key] for key in self._identity()}, "rows_per_step": len(state["streams"])}
+        for key, setting in _SETTING_OF.items():
+            if found[key] != expected[key]:
+                raise UserError(
+                    f"the checkpoint was written with {key} = {found[key]}, this run has {expected[key]}; documents "
+                    f"would be repeated or skipped: restore {setting}, or start anew with --init_from"
+                )
+        for stream, saved in zip(self.streams, state["streams"], strict=True):
+            stream.load(saved)
+
+
+_SETTING_OF = {
+    "seed": "data.seed",
+    "sources": "data.weights",
+    "pieces": "data.corpus",
+    "rows_per_step": "data.rows_per_step",
+}
+
+
+def check_sources(sources: list[Source], recipe: Recipe) -> None:
+    """Refuse what could never be packed.
+
+    Raises:
+        UserError: A source without documents or without any of the unit that its weight counts, a document that does
+            not fit a row.
+    """
+    for source, name in zip(sources, recipe.shares, strict=True):
+        if not len(source.shards):
+            raise UserError(
+                f"{recipe.corpus} has no training documents in {name!r}, which has weight {recipe.weights[name]}; "
+                f"set data.weights.{name} to 0 or write shards for it"
+            )
+        sizes = np.array([source.shards.sizes(i) for i in range(len(source.shards))])
+        if recipe.unit == "images" and not sizes[:, 1].any():
+            raise UserError(
+                f"data.unit is images, but {name!r} has none, so no share of them can be its own; "
+                f"choose another data.unit or set data.weights.{name} to 0"
+            )
+        longest, most = int((sizes @ (1, recipe.image_spec.tokens)).max()), int(sizes[:, 1].max())
+        if longest > recipe.row_tokens:
+            raise UserError(
+                f"{name!r} has a document of {longest} positions, rows have data.row_tokens = {recipe.row_tokens}; "
+                f"set it to at least {longest} or write the shards for shorter rows"
+            )
+        if most > recipe.images_per_row:
+            raise UserError(
+                f"{name!r} has a document of {most} pictures, rows take data.images_per_row = {recipe.images_per_row}; "
+                f"set it to at least {most} or write the shards for fewer"
+            )
+
+
+class Reader:
+    """Fetches what a plan names: reads, tokenizes and prepares documents in a few threads, and lays them out."""
+
+    def __init__(self, recipe: Recipe, split: str, threads: int) -> None:
+        self.recipe = recipe
+        self.tokenizer = Tokenizer(recipe.corpus / "tokenizer.model")
+        self.names = tuple(recipe.shares)
+        self.shards = [ShardSet(recipe.corpus, name, split) for name in self.names]
+        self.pool = ThreadPoolExecutor(max_workers=max(1, threads))
+
+    def batch(self, rows: list[list[Piece]]) -> Batch:
+        """The batch of these rows."""
+        spec = self.recipe.image_spec
+        pieces = [piece for row in rows for piece in row]
+        samples = [self.shards[piece.source][piece.index] for piece in pieces]
+        fetched = list(self.pool.map(self._prepare, pieces, samples))
+        images = [image for *_, pictures in fetched for image in pictures]
+        none_ICHW = torch.zeros(0, 3, spec.size_px, spec.size_px, dtype=torch.uint8)
+        images_ICHW = torch.stack(images) if images else none_ICHW
+        documents = iter(fetched)
+        laid = [[document[:3] for document in itertools.islice(documents, len(row))] for row in rows]
+        return to_batch(laid, images_ICHW, self.recipe.row_tokens, self.names)
+
+    def _prepare(self, piece: Piece, sample: Sample) -> tuple[int, str, Encoded, list[Tensor]]:
+        document = encode(sample, self.tokenizer, self.recipe.image_spec.tokens)
+        name = f"{self.names[piece.source]}/{sample.id}"
+        if len(document.tokens) != piece.positions:
+            raise UserError(
+                f"document {name} has {len(document.tokens)} positions, its index says {piece.positions}; "
+                f"{self.recipe.corpus} was changed after it was written: write the shards again"
+            )
+        return piece.source, name, document, [prepare(data, self.recipe.image_spec) for data in document.images]
+
+
+class Windows(IterableDataset[list[Batch]]):
+    """For one rank, the micro-batches of every optimizer step, endlessly.
+
+    With W workers, worker w fetches the steps n with ``n % W == w`` and only plans the others; the loader asks the
+    workers in turn, so the order is the same for any W.
+
+    Args:
+        recipe: What to read.
+        rank: This rank, of ``ranks``.
+        ranks: Ranks that share a global batch.
+        micro_batches: Micro-batches of a step on one rank.
+        state: Where to go on, or None to begin.
+        threads: Threads that prepare pictures, per worker.
+
+    Raises:
+        UserError: The rows of a step cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, rank: int, ranks: int, micro_batches: int, state: dict[str, Any] | None, threads: int
+    ) -> None:
+        self.recipe, self.rank, self.ranks, self.micro_batches = recipe, rank, ranks, micro_batches
+        self.state, self.threads = state, threads
+        if recipe.rows_per_step % (ranks * micro_batches):
+            raise UserError(
+                f"data.rows_per_step is {recipe.rows_per_step}; expected a multiple of {ranks} ranks x {micro_batches} "
+                f"micro-batches (trainer.devices, trainer.num_nodes, trainer.accumulate_grad_batches)"
+            )
+        self.rows = recipe.rows_per_step // (ranks * micro_batches)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        plan, reader = Plan(self.recipe), Reader(self.recipe, "train", self.threads)
+        if self.state is not None:
+            plan.load(self.state)
+        for step in itertools.count():
+            rows = plan.next_step()
+            if step % workers == number:
+                yield self._window(rows, reader, plan.state())
+
+    def _window(self, rows: list[list[Piece]], reader: Reader, state: dict[str, Any]) -> list[Batch]:
+        starts = [(a * self.ranks + self.rank) * self.rows for a in range(self.micro_batches)]
+        batches = [reader.batch(rows[start : start + self.rows]) for start in starts]
+        targets, tokens = sum(batch.targets for batch in batches), sum(batch.tokens for batch in batches)
+        batches = [replace(batch, window_targets=targets, window_tokens=tokens) for batch in batches]
+        return [*batches[:-1], replace(batches[-1], state=state)]
+
+
+class Loader:
+    """Micro-batches one by one, fetched ahead by ``workers`` processes (0: in this one).
+
+    Only the last micro-batch of a step carries a state: the one to go on from once that step is trained, whatever has
+    been fetched ahead by then.
+    """
+
+    def __init__(self, windows: Windows, workers: int) -> None:
+        self.loader = _loader(windows, workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from itertools.chain.from_iterable(self.loader)
+        except UserError as error:  # a worker's comes wrapped in its stack trace
+            raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+
+
+class HeldOut(IterableDataset[Batch]):
+    """The validation documents in fixed order, packed source by source so that a row's loss has one owner.
+
+    Args:
+        recipe: What to read.
+        rows: Most rows of a source.
+        batch_rows: Rows of a batch.
+        rank: This rank, of ``ranks``; each takes every ``ranks``-th batch.
+        ranks: Ranks that share the batches.
+        threads: Threads that prepare pictures.
+    """
+
+    def __init__(self, recipe: Recipe, *, rows: int, batch_rows: int, rank: int, ranks: int, threads: int) -> None:
+        self.recipe, self.rows, self.batch_rows = recipe, rows, batch_rows
+        self.rank, self.ranks, self.threads = rank, ranks, threads
+
+    def __iter__(self) -> Iterator[Batch]:
+        reader = Reader(self.recipe, "val", self.threads)
+        batches = [batch for number in range(len(reader.names)) for batch in self._batches(number, reader)]
+        for rows in batches[self.rank :: self.ranks]:
+            batch = reader.batch(rows)
+            yield replace(batch, window_targets=batch.targets, window_tokens=batch.tokens)
+
+    def _batches(self, number: int, reader: Reader) -> list[list[list[Piece]]]:
+        source = Source(number, reader.shards[number], self.recipe)
+        pieces = (source.piece(0, index) for index in range(len(source.shards)))
+        recipe = self.recipe
+        limits = recipe.look_ahead, recipe.row_tokens, recipe.images_per_row
+        buffer: list[Piece] = []
+        rows: list[list[Piece]] = []
+        while len(rows) < self.rows and (row := next_row(buffer, lambda: next(pieces, None), *limits)):
+            rows.append(row)
+        return [rows[start : start + self.batch_rows] for start in range(0, len(rows), self.batch_rows)]
+
+
+def held_out_loader(held_out: HeldOut, workers: int) -> DataLoader[Batch]:
+    """Batches of the validation documents, fetched ahead by at most one process."""
+    return _loader(held_out, min(workers, 1))
+
+
+def _loader(dataset: IterableDataset[Any], workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
