@@ -7,8 +7,10 @@ trained in, and those of Llama, so that open weights fit (shapes: docs of config
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,8 +153,8 @@ class Decoder(nn.Module):
         return KVCache(weight.new_empty(shape), weight.new_empty(shape), segments_BT)
 
 
-def _keep_routing() -> tuple[object, object]:
-    """Recomputed near-ties could send a token elsewhere in the backward pass; the choice is kept, the rest recomputed."""
+def _keep_routing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Keep the choice of experts, recompute the rest: a near-tie must not send a token elsewhere in the backward."""
     return create_selective_checkpoint_contexts([torch.ops.aten.topk.default])
 
 

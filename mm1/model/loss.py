@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, learning: bool
     ) -> tuple[Tensor, Tensor]:
         losses_M = torch.zeros(len(targets_M), device=hidden_MD.device)

@@ -28,6 +28,9 @@ class MM1(nn.Module):
         decoder: Language model.
     """
 
+    mean_C11: Tensor
+    std_C11: Tensor
+
     def __init__(
         self, vision: VisionEncoder, connector: Callable[[int, int, int], Connector], decoder: Decoder
     ) -> None:

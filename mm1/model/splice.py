@@ -14,7 +14,7 @@ from mm1.errors import UserError
 
 
 def splice(x_BTD: Tensor, tokens_BT: Tensor, features_IND: Tensor) -> Tensor:
-    """``x_BTD`` with the features of the pictures, in order, at the places of ``IMAGE``; as many as there are places."""
+    """``x_BTD`` with the pictures' features, in order, at the places of ``IMAGE``, of which there are as many."""
     places_BT1 = (tokens_BT == IMAGE).unsqueeze(-1)
     return x_BTD.masked_scatter(places_BT1, features_IND.to(x_BTD.dtype))
 

@@ -14,6 +14,7 @@ import timm
 import torch
 from open_clip.factory import load_state_dict as read_open_clip
 from open_clip.model import _build_vision_tower  # the only way to a tower without building its text encoder too
+from open_clip.transformer import VisionTransformer as OpenClipTransformer
 from timm.models import load_state_dict as read_timm
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class VisionEncoder(nn.Module):
         resize, interpolation: How pictures are brought to size, as :class:`mm1.batch.ImageSpec` says.
     """
 
-    visual: nn.Module
+    visual: Any
     width: int
     grid: int
     image_px: int
@@ -101,22 +102,27 @@ class OpenClip(VisionEncoder):
         config = open_clip.get_model_config(name)
         if config is None:
             raise UserError(
-                f"open_clip has no model named {name!r}; open_clip.list_models() lists them (model.vision.init_args.name)"
+                f"open_clip has no model {name!r}; open_clip.list_models() lists them (model.vision.init_args.name)"
             )
         self.name, self.tag, self.weights, self.layer = name, tag, weights, layer
         shape = config["vision_cfg"] | ({} if image_px is None else {"image_size": image_px})
-        self.width, self.image_px = shape["width"], shape["image_size"]
-        self.grid = self.image_px // shape["patch_size"]
-        self._take_preprocessing(_open_clip_preprocessing(name, tag))
         self.visual = _build_vision_tower(config["embed_dim"], shape, config.get("quick_gelu", False))
-        self.left_out = _prune(self.visual, layer, shape["layers"])
+        if not isinstance(self.visual, OpenClipTransformer) or self.visual.attn_pool is not None:
+            raise UserError(
+                f"open_clip's {name} has no plain vision transformer, whose patches form a grid; choose one that has "
+                f"(model.vision.init_args.name)"
+            )
+        self.width, self.image_px = self.visual.class_embedding.shape[0], self.visual.image_size[0]
+        self.grid = self.visual.grid_size[0]
+        self._take_preprocessing(_open_clip_preprocessing(name, tag))
+        self.left_out = _prune(self.visual, layer, len(self.visual.transformer.resblocks))
         self.visual.set_grad_checkpointing(checkpointing)
         follow_grid(self, "visual.positional_embedding", self.grid, prefix_tokens=1)
 
     def _take_preprocessing(self, published: dict[str, Any]) -> None:
         ways: dict[str, Resize] = {"squash": "squash", "shortest": "crop", "longest": "pad"}
-        self.mean = tuple(published.get("mean", open_clip.OPENAI_DATASET_MEAN))
-        self.std = tuple(published.get("std", open_clip.OPENAI_DATASET_STD))
+        self.mean = published.get("mean", open_clip.OPENAI_DATASET_MEAN)
+        self.std = published.get("std", open_clip.OPENAI_DATASET_STD)
         self.resize = ways[published.get("resize_mode", "shortest")]
         self.interpolation = published.get("interpolation", "bicubic")
 
@@ -188,24 +194,28 @@ class Timm(VisionEncoder):
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
-            raise UserError(
-                f"timm has no model named {name!r}; timm.list_models() lists them (model.vision.init_args.name)"
-            )
-        shape = {"img_size": image_px, "patch_size": patch_px, "embed_dim": width, "depth": layers, "num_heads": heads}
+            raise UserError(f"timm has no model {name!r}; timm.list_models() lists them (model.vision.init_args.name)")
+        shape: dict[str, Any] = {
+            "img_size": image_px,
+            "patch_size": patch_px,
+            "embed_dim": width,
+            "depth": layers,
+            "num_heads": heads,
+        }
         self.name, self.pretrained, self.weights, self.layer = name, pretrained, weights, layer
         self.shape = {key: value for key, value in shape.items() if value is not None}
         self.visual = self._create(pretrained=False)
         self.width = self.visual.embed_dim
         self.image_px, self.grid = self.visual.patch_embed.img_size[0], self.visual.patch_embed.grid_size[0]
         published = self.visual.pretrained_cfg
-        self.mean, self.std = tuple(published["mean"]), tuple(published["std"])
+        self.mean, self.std = published["mean"], published["std"]
         self.resize, self.interpolation = resize, published["interpolation"]
         self.left_out = _prune(self.visual, layer, len(self.visual.blocks))
         self.visual.set_grad_checkpointing(checkpointing)
         prefix_tokens = 0 if self.visual.no_embed_class else self.visual.num_prefix_tokens
         follow_grid(self, "visual.pos_embed", self.grid, prefix_tokens)
 
-    def _create(self, pretrained: bool) -> nn.Module:
+    def _create(self, pretrained: bool) -> VisionTransformer:
         visual = timm.create_model(self.name, pretrained=pretrained, num_classes=0, global_pool="", **self.shape)
         if not isinstance(visual, VisionTransformer):
             raise UserError(
@@ -228,7 +238,7 @@ class Timm(VisionEncoder):
         """
         if self.weights:
             state = checkpoint_filter_fn(_read(read_timm, self.weights), self.visual)
-            heads = {name for name in state if name.startswith("head.")}
+            heads = {name for name in state if name.startswith(("head.", "fc_norm.", "attn_pool."))}
             self._load(state, self.left_out | heads, self.weights)
         elif self.pretrained:
             try:

@@ -33,7 +33,7 @@ class LocalDispatch:
         chosen_R = routing.experts_BTK.flatten()
         order_R = chosen_R.argsort(stable=True)
         back_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
-        counts_E = torch.zeros(len(experts.down), dtype=torch.int64, device=chosen_R.device)
+        counts_E = torch.zeros(experts.count, dtype=torch.int64, device=chosen_R.device)
         counts_E = counts_E.scatter_add_(0, chosen_R, torch.ones_like(chosen_R))
         x_RD = x_BTD.flatten(0, 1).index_select(0, order_R // top_k)
         y_RD = experts(x_RD, routing.weights_BTK.flatten().index_select(0, order_R), counts_E)

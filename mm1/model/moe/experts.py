@@ -24,6 +24,7 @@ class Experts(nn.Module):
 
     def __init__(self, width: int, ffn_width: int, experts: int) -> None:
         super().__init__()
+        self.count = experts
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * ffn_width, width))
         self.down = nn.Parameter(torch.empty(experts, width, ffn_width))
 
