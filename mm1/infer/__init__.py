@@ -1,0 +1,1 @@
+"""Joins model, tokenizer and pixels: answers for people, for evaluation and for recaptioning."""

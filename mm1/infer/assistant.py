@@ -1,0 +1,102 @@
+"""A trained model to talk to: ``mm1.load("last.ckpt").generate(["dog.jpg"], "What is this?")``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import PIL.Image
+import torch
+
+from mm1.data.image import PictureError, decode
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
+from mm1.infer.engine import Engine
+from mm1.model import stored
+from mm1.model.mm1 import MM1
+from mm1.sample import Image, Text
+from mm1.template import turn
+
+Picture = str | Path | bytes | PIL.Image.Image
+
+
+class Assistant:
+    """Model and tokenizer together.
+
+    Args:
+        model: The model, on its device.
+        tokenizer: The one it was trained with.
+        max_positions: The context, positions a prompt and its answer may take together.
+    """
+
+    def __init__(self, model: MM1, tokenizer: Tokenizer, max_positions: int = 4096) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.engine = Engine(model, tokenizer, max_positions=max_positions)
+
+    def generate(
+        self,
+        images: Sequence[Picture] = (),
+        text: str = "",
+        max_new_tokens: int = 64,
+        *,
+        template: Literal["chat", "none"] = "chat",
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The model's answer, decoded greedily.
+
+        Args:
+            images: Pictures, which stand before the text: paths, the bytes of files, or PIL images.
+            text: What to ask.
+            max_new_tokens: Length of the answer at most.
+            template: ``chat`` asks as instruction tuning did; ``none`` lets the model go on from the text as it is,
+                which is how a model that was only pre-trained is asked.
+            stop: Strings before which the answer ends.
+
+        Raises:
+            UserError: A picture that is missing or does not decode, or a prompt longer than the context.
+        """
+        asked = turn(text) if template == "chat" else (Text(text),) if text else ()
+        prompt: list[Text | Image] = [*(Image(_bytes(image)) for image in images), *asked]
+        [(_, answer)] = self.engine.generate([prompt], max_new_tokens, stop)
+        return answer
+
+
+def load_assistant(path: str | Path, device: str = "cpu") -> Assistant:
+    """Open a training checkpoint or an exported folder.
+
+    Raises:
+        UserError: The path is no checkpoint of ours, does not fit its own config, or the device does not exist.
+    """
+    found = stored.read(path)
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]:.100}); try cpu") from None
+    tokenizer = Tokenizer.from_bytes(found.tokenizer)
+    model = found.model().to(target)
+    if tokenizer.vocabulary > model.decoder.vocabulary:
+        raise UserError(
+            f"{path} has a tokenizer of {tokenizer.vocabulary} entries for a decoder of {model.decoder.vocabulary}; "
+            f"expected one that fits (model.decoder.init_args.vocabulary)"
+        )
+    return Assistant(model, tokenizer)
+
+
+def _bytes(picture: Picture) -> bytes:
+    """The bytes of a picture's file, checked to decode, so that an error can name the picture."""
+    if isinstance(picture, PIL.Image.Image):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
+    name = "the picture" if isinstance(picture, bytes) else str(picture)
+    try:
+        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        decode(data)
+    except OSError as error:
+        raise UserError(f"{name} is not readable ({error.strerror}); expected the file of a picture") from None
+    except PictureError as error:
+        raise UserError(f"{name} is not readable ({error}); expected the file of a picture") from None
+    return data

@@ -1,0 +1,1 @@
+"""Models leave and enter here, with every tensor accounted for."""

@@ -1,0 +1,17 @@
+"""The door ``mm1-convert``: models leave as plain files."""
+
+from __future__ import annotations
+
+from jsonargparse import auto_cli
+
+from mm1.errors import door
+from mm1.interop.export import export
+
+
+def main() -> None:
+    """Run ``mm1-convert``."""
+    door(lambda: print(f"written: {auto_cli({'export': export}, prog='mm1-convert')}"))
+
+
+if __name__ == "__main__":
+    main()
