@@ -81,25 +81,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, learning: bool
     ) -> tuple[Tensor, Tensor]:
         losses_M = torch.zeros(len(targets_M), device=hidden_MD.device)
-        learning = learning and any(ctx.needs_input_grad[:2])
-        hidden_grad = torch.empty_like(hidden_MD) if learning else None
-        head_grad = torch.zeros_like(head_VD, dtype=torch.float32) if learning else None
+        hidden_learns, head_learns = (learning and needed for needed in ctx.needs_input_grad[:2])
+        hidden_grad = torch.empty_like(hidden_MD) if hidden_learns else None
+        head_grad = torch.zeros_like(head_VD, dtype=torch.float32) if head_learns else None
         for start in range(0, len(targets_M), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
             logits_MV, targets_M1 = linear(hidden_MD[part], head_VD).float(), targets_M[part].unsqueeze(1)
             lse_M1 = logits_MV.logsumexp(1, keepdim=True)
             losses_M[part] = (lse_M1 - logits_MV.gather(1, targets_M1)).squeeze(1)
-            if hidden_grad is not None and head_grad is not None:
-                error_MV = logits_MV.sub_(lse_M1).exp_()  # softmax; less one at the target it is the gradient
-                error_MV.scatter_add_(1, targets_M1, torch.full_like(lse_M1, -1.0))
-                error_MV = error_MV.to(hidden_MD.dtype)
+            if not (hidden_learns or head_learns):
+                continue
+            error_MV = logits_MV.sub_(lse_M1).exp_()  # the softmax; less one at the target it is the gradient
+            error_MV.scatter_add_(1, targets_M1, torch.full_like(lse_M1, -1.0))
+            error_MV = error_MV.to(hidden_MD.dtype)
+            if hidden_grad is not None:
                 hidden_grad[part] = error_MV @ head_VD.to(hidden_MD.dtype)
+            if head_grad is not None:
                 head_grad += error_MV.T @ hidden_MD[part]
         ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head_VD.dtype))
         ctx.mark_non_differentiable(losses_M)
         return losses_M.sum(), losses_M
 
     @staticmethod
-    def backward(ctx: Any, total_grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        hidden_grad, head_grad = ctx.saved_tensors
-        return hidden_grad * total_grad, head_grad * total_grad, None, None
+    def backward(ctx: Any, total_grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_grad, head_grad = (None if grad is None else grad * total_grad for grad in ctx.saved_tensors)
+        return hidden_grad, head_grad, None, None
