@@ -1,0 +1,126 @@
+"""The door ``mm1-data``: scenes, tokenizer, shards, describe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from mm1.errors import door
+
+
+def scenes(folder: Path, *, worlds: int = 2000, image_px: int = 64, seed: int = 0) -> None:
+    """Write a generated raw corpus: drawn pictures with captions, documents, text, questions and instruction turns.
+
+    Args:
+        folder: Where to write it.
+        worlds: How many scenes; everything else grows with it.
+        image_px: Side of the pictures.
+        seed: Another seed, another corpus.
+    """
+    from data_pipelines.scenes import write
+
+    write(folder, worlds=worlds, image_px=image_px, seed=seed)
+
+
+def tokenizer(*, data: Path, out: Path, vocabulary: int = 2048) -> None:
+    """Train a sentencepiece tokenizer on the train text of a raw corpus.
+
+    Args:
+        data: Raw corpus folder (docs/house.md).
+        out: Corpus folder; the file is tokenizer.model.
+        vocabulary: Number of token ids.
+    """
+    from data_pipelines.train_tokenizer import train_tokenizer
+
+    trained = train_tokenizer(data, out, vocabulary)
+    print(f"{out}/tokenizer.model: {trained.vocabulary} ids, fingerprint {trained.fingerprint}")
+
+
+def shards(
+    *,
+    data: Path,
+    out: Path,
+    row_tokens: int = 512,
+    tokens_per_image: int = 16,
+    images_per_row: int = 16,
+    image_px: int = 64,
+    resize: Literal["squash", "crop", "pad"] = "squash",
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    keep_pictures: bool = False,
+    captions_per_image: int = 1,
+    val_share: float = 0.02,
+    shard_bytes: int = 256_000_000,
+    strict: bool = False,
+    workers: int = 0,
+) -> None:
+    """Write the shards of a raw corpus; the same call again does nothing.
+
+    Args:
+        data: Raw corpus folder (docs/house.md).
+        out: Corpus folder, with its tokenizer.model.
+        row_tokens: Positions of a row; a longer document is cut.
+        tokens_per_image: Positions of a picture, as the connector makes them.
+        images_per_row: The most pictures of a row.
+        image_px: Side at which pictures are stored, that of the model.
+        resize: How pictures become square, that of the model.
+        interpolation: How pictures are resized, that of the model.
+        keep_pictures: Store picture files as they are.
+        captions_per_image: How many captions of a picture become documents.
+        val_share: Share of each stream's documents held out for validation.
+        shard_bytes: Size at which a shard is closed.
+        strict: Stop at the first thing that is broken instead of counting it.
+        workers: Processes; 0 takes one per core, at most 8.
+    """
+    from data_pipelines.describe import describe as table
+    from data_pipelines.pipeline import Settings, build
+
+    settings = Settings(
+        row_tokens=row_tokens,
+        tokens_per_image=tokens_per_image,
+        images_per_row=images_per_row,
+        image_px=image_px,
+        resize=resize,
+        interpolation=interpolation,
+        keep_pictures=keep_pictures,
+        captions_per_image=captions_per_image,
+        val_share=val_share,
+        shard_bytes=shard_bytes,
+    )
+    print(table(build(data, out, settings, strict=strict, workers=workers or min(os.cpu_count() or 1, 8))))
+
+
+def describe(corpus: Path) -> None:
+    """Print what a corpus holds: documents, pieces, pictures, tokens, cuts, and what was left out and why.
+
+    Args:
+        corpus: Corpus folder that mm1-data shards wrote.
+    """
+    from data_pipelines.describe import describe as table
+    from mm1.data.shards import read_manifest
+
+    print(table(read_manifest(corpus)))
+
+
+COMMANDS: dict[str, Any] = {"scenes": scenes, "tokenizer": tokenizer, "shards": shards, "describe": describe}
+SWITCHES = ("--strict", "--keep_pictures")
+
+
+def spelled(words: list[str]) -> list[str]:
+    """``--row-tokens`` is ``--row_tokens``, and a switch needs no value."""
+    words = [word.partition("=")[0].replace("-", "_").replace("__", "--", 1) + "".join(word.partition("=")[1:])
+             if word.startswith("--") else word for word in words]  # fmt: skip
+    switch = [word in SWITCHES and words[i + 1 : i + 2] not in (["true"], ["false"]) for i, word in enumerate(words)]
+    return [word + "=true" * bare for word, bare in zip(words, switch, strict=True)]
+
+
+def main() -> None:
+    """Run a command."""
+    from jsonargparse import auto_cli
+
+    door(lambda: auto_cli(COMMANDS, args=spelled(sys.argv[1:]), prog="mm1-data"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""From a draft to what shards hold: pictures read, checked and brought to size, long documents cut, lengths counted."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import PIL.Image
+
+from data_pipelines.cut import Limits, cut
+from data_pipelines.sources import Draft, Rejection
+from mm1.data.encode import text_tokens
+from mm1.data.fingerprint import Fingerprint, Known, fingerprint
+from mm1.data.image import PictureError, decode, scale
+from mm1.data.tokenizer import Tokenizer
+from mm1.sample import Image, Sample, Text
+
+JPEG_QUALITY = 92
+READY = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")  # JPEG, PNG, WebP
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of a draft.
+
+    Args:
+        group: The draft's group, which decides the split.
+        pieces: The document, in several pieces if it is longer than a row, each with its text tokens.
+        rejections: What was left out of it.
+    """
+
+    group: str
+    pieces: list[tuple[Sample, int]]
+    rejections: list[Rejection]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A function from drafts to finished documents, to be copied into worker processes.
+
+    Args:
+        tokenizer: Counts positions.
+        limits: What a row takes.
+        image_px: Side at which pictures are stored; ``None`` keeps the files as they are.
+        resize: As in ``mm1.batch.ImageSpec``.
+        interpolation: As in ``mm1.batch.ImageSpec``.
+        scored: Pictures that may not be trained on.
+    """
+
+    tokenizer: Tokenizer
+    limits: Limits
+    image_px: int | None
+    resize: Literal["squash", "crop", "pad"]
+    interpolation: Literal["bicubic", "bilinear"]
+    scored: Known
+
+    def __call__(self, draft: Draft | Rejection) -> Finished:
+        if isinstance(draft, Rejection):
+            return Finished("", [], [draft])
+        items: list[Text | Image] = []
+        rejections: list[Rejection] = []
+        for item in draft.items:
+            if isinstance(item, Text):
+                items.append(item)
+                continue
+            try:
+                items.append(Image(self._picture(item)))
+            except _Scored:
+                return Finished(draft.group, [], [Rejection(draft.id, "picture is scored", fault=False)])
+            except PictureError as error:
+                rejections.append(Rejection(f"{draft.id} {item.name}", str(error)))
+        if rejections and not (draft.loose and any(isinstance(item, Text) for item in items)):
+            return Finished(draft.group, [], rejections)
+        return self._cut(Sample(tuple(items), draft.source, draft.id), draft.group, rejections)
+
+    def _picture(self, path: Path) -> bytes:
+        data = read_picture(path)
+        picture = decode(data)
+        if len(self.scored) and fingerprint(data, picture) in self.scored:
+            raise _Scored
+        if self.image_px is None:
+            return data
+        scaled = scale(picture, self.image_px, self.resize, self.interpolation)
+        if scaled is picture and data.startswith(READY):
+            return data
+        return _jpeg(scaled)
+
+    def _cut(self, sample: Sample, group: str, rejections: list[Rejection]) -> Finished:
+        pieces, lost = cut(sample.items, self.tokenizer, self.limits)
+        rejections = rejections + [Rejection(sample.id, reason, fault=False) for reason in lost]
+        names = [sample.id] if len(pieces) == 1 else [f"{sample.id}/{number}" for number in range(len(pieces))]
+        samples = [replace(sample, items=items, id=name) for items, name in zip(pieces, names, strict=True)]
+        return Finished(group, [(piece, text_tokens(piece.items, self.tokenizer)) for piece in samples], rejections)
+
+
+class _Scored(Exception):
+    """The picture stands in a scored set."""
+
+
+def read_picture(path: Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        PictureError: It is missing or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError("picture file is missing") from None
+    except OSError:
+        raise PictureError("picture file is not readable") from None
+
+
+def scored_print(path: Path) -> Fingerprint | Rejection:
+    """Fingerprint of a scored picture, or why there is none."""
+    try:
+        data = read_picture(path)
+        return fingerprint(data, decode(data))
+    except PictureError as error:
+        return Rejection(str(path), str(error))
+
+
+def _jpeg(picture: PIL.Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # halved colour would blur drawings of this size
+    return file.getvalue()

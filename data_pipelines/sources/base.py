@@ -1,0 +1,116 @@
+"""What a kind of raw file has to tell: documents whose pictures are still paths, and what it could not use and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mm1.sample import Text
+
+HELD_OUT = ("_dev", "_val", "_test")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A document as its file tells it. Pictures are read later, by many processes.
+
+    Args:
+        id: Unique within the stream: file and line, ``flickr8k_train:12``.
+        source: The stream.
+        items: Text, and the paths of pictures, in reading order.
+        group: What decides the split; documents about one picture share it.
+        loose: Whether the document makes sense without a picture that cannot be read.
+    """
+
+    id: str
+    source: str
+    items: tuple[Text | Path, ...]
+    group: str
+    loose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """What is not trained on.
+
+    Args:
+        id: The document, or the place in the file where one should stand.
+        reason: A few words, the same for all cases, to be counted.
+        fault: Whether something is broken, so that ``--strict`` stops; false for what is left out on purpose.
+    """
+
+    id: str
+    reason: str
+    fault: bool = True
+
+
+class Source(ABC):
+    """A kind of file.
+
+    Args:
+        corpus: The raw corpus folder.
+        captions_per_image: For kinds with several texts about one picture, how many of them become documents.
+    """
+
+    stream: ClassVar[str]
+    pattern: ClassVar[str]
+
+    def __init__(self, corpus: Path, captions_per_image: int = 1) -> None:
+        self.corpus, self.captions_per_image = corpus, captions_per_image
+
+    def files(self) -> list[Path]:
+        """The files of this kind, in order."""
+        return sorted(self.corpus.glob(self.pattern))
+
+    def drafts(self) -> Iterator[Draft | Rejection]:
+        """All documents of all files; those of files held out by their name as rejections."""
+        for path in self.files():
+            for draft in self.read(path):
+                held_out = path.stem.endswith(HELD_OUT)
+                yield Rejection(draft.id, "file held out by its name", fault=False) if held_out else draft
+
+    @abstractmethod
+    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+        """The documents of one file, in order."""
+
+    def picture(self, file: Path, name: Any, base: Path | None = None) -> Path:
+        """The path of a picture that ``file`` names, relative to ``base`` or else to the file's folder.
+
+        Raises:
+            WrongFields: The name is no text, or climbs out of the corpus.
+        """
+        if not isinstance(name, str) or not name:
+            raise WrongFields
+        path = Path(os.path.normpath((base or file.parent) / name))
+        if not path.is_relative_to(os.path.normpath(self.corpus)):
+            raise WrongFields
+        return path
+
+
+class WrongFields(ValueError):
+    """A row has not the fields of its kind; caught by the source, which rejects the row."""
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and value of each line that is not blank; a line that is no JSON object comes as None."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path.stem}:{number}", _object(line)
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+BAD_LINE = "line is no JSON object"
+WRONG_FIELDS = "wrong fields"

@@ -1,0 +1,48 @@
+"""Pictures with captions: ``captions/*.jsonl``, one picture a line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.sources.base import BAD_LINE, WRONG_FIELDS, Draft, Rejection, Source, WrongFields, json_lines
+from mm1.sample import Text
+
+
+class Captions(Source):
+    """``{"image", "captions": [..]}`` becomes ``(picture, caption)``, one or several, chosen by a hash.
+
+    Each has its own copy of the picture. One caption a picture is the default: then n pictures are n documents, and
+    what the corpus takes of the mixture and of the disk says how many pictures it has. More of them are more to learn
+    from where pictures are few. All captions of a picture stay on one side of the validation split.
+    """
+
+    stream = "captions"
+    pattern = "captions/*.jsonl"
+
+    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+        for place, row in json_lines(path):
+            if row is None:
+                yield Rejection(place, BAD_LINE)
+                continue
+            try:
+                picture, captions = self.picture(path, row.get("image")), _captions(row)
+            except WrongFields:
+                yield Rejection(place, WRONG_FIELDS)
+                continue
+            written = [number for number, caption in enumerate(captions) if caption.strip()]
+            blank = sorted(set(range(len(captions))) - set(written)) if captions else [0]
+            yield from (Rejection(f"{place}#{number}", "empty caption") for number in blank)
+            group = str(picture.relative_to(self.corpus))
+            chosen = sorted(written, key=lambda number: hashlib.sha256(f"{group}#{number}".encode()).digest())
+            for number in sorted(chosen[: self.captions_per_image]):
+                yield Draft(f"{place}#{number}", self.stream, (picture, Text(captions[number].strip())), group)
+
+
+def _captions(row: dict[str, Any]) -> list[str]:
+    captions = row.get("captions")
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise WrongFields
+    return captions

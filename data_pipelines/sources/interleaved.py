@@ -1,0 +1,50 @@
+"""Documents of text and pictures in reading order: ``interleaved/*.jsonl``, one document a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.sources.base import BAD_LINE, WRONG_FIELDS, Draft, Rejection, Source, WrongFields, json_lines
+from mm1.sample import Text
+
+
+class Interleaved(Source):
+    """``{"id", "items": [{"type": "text", "text"} | {"type": "image", "image"}]}``.
+
+    A picture that cannot be read is counted and left out, and the document stays as long as it has text: what an
+    article says is mostly about more than one of its pictures.
+    """
+
+    stream = "interleaved"
+    pattern = "interleaved/*.jsonl"
+
+    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+        for place, row in json_lines(path):
+            if row is None:
+                yield Rejection(place, BAD_LINE)
+                continue
+            try:
+                items = self._items(path, row.get("items"))
+            except WrongFields:
+                yield Rejection(place, WRONG_FIELDS)
+                continue
+            if items:
+                yield Draft(place, self.stream, items, str(row.get("id", place)), loose=True)
+            else:
+                yield Rejection(place, "empty document")
+
+    def _items(self, path: Path, rows: Any) -> tuple[Text | Path, ...]:
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise WrongFields
+        items: list[Text | Path] = []
+        for row in rows:
+            match row:
+                case {"type": "text", "text": str(text)}:
+                    items += [Text(text)] if text.strip() else []
+                case {"type": "image"}:
+                    items.append(self.picture(path, row.get("image")))
+                case _:
+                    raise WrongFields
+        return tuple(items)

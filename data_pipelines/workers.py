@@ -1,0 +1,59 @@
+"""Work spread over processes with results in order, so that what is written never depends on how many there were."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from mm1.errors import UserError
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+CHUNK = 32
+_function: Any = None
+
+
+def ordered(function: Callable[[In], Out], values: Iterable[In], workers: int) -> Iterator[Out]:
+    """``map(function, values)`` in ``workers`` processes, a bounded number of values ahead.
+
+    Args:
+        function: Copied to each process once, so it may carry large tables.
+        values: Read as they are needed.
+        workers: Processes; 1 works in this one.
+
+    Raises:
+        UserError: A process was killed from outside, which is nearly always for memory.
+    """
+    if workers == 1:
+        yield from map(function, values)
+        return
+    values = iter(values)
+    pending: deque[Future[list[Out]]] = deque()
+    with ProcessPoolExecutor(workers, initializer=_keep, initargs=(function,)) as pool:
+        try:
+            while chunk := list(itertools.islice(values, CHUNK)):
+                pending.append(pool.submit(_run, chunk))
+                if len(pending) > 3 * workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(f"one of {workers} worker processes was killed, likely for memory; lower workers") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _keep(function: Any) -> None:
+    global _function
+    _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops for both
+
+
+def _run(chunk: list[Any]) -> list[Any]:
+    return [_function(value) for value in chunk]
