@@ -1,0 +1,69 @@
+"""``mm1-study``: the main job end to end, two runs beside each other, the rate law."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mm1.errors import door
+from mm1.study.lr_law import lr_law
+from mm1.study.quickstart import quickstart
+from mm1.study.report import compare
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every command's options are the arguments of its function."""
+    top = argparse.ArgumentParser(prog="mm1-study", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    says = "from raw data to a few-shot report, a dense model beside its MoE twin; a rerun goes on where it stopped"
+    main_job = commands.add_parser("quickstart", help=says, description=says)
+    main_job.set_defaults(study=quickstart)
+    main_job.add_argument(
+        "--data", type=Path, help="raw corpus laid out as docs/data.md says; default: scenes, generated"
+    )
+    main_job.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (%(default)s)")
+    main_job.add_argument("--worlds", type=int, default=2000, help="worlds that scenes draws (%(default)s)")
+    main_job.add_argument("--assert-bar", action="store_true", help="fail unless both models look at the picture")
+
+    says = "the report on any two runs, such as a dense model and its MoE twin"
+    two = commands.add_parser("compare", help=says, description=says)
+    two.set_defaults(study=compare)
+    two.add_argument("run_a", type=Path, metavar="RUN_A", help="run folder, shown in blue")
+    two.add_argument("run_b", type=Path, metavar="RUN_B", help="run folder, shown in orange")
+    two.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
+
+    says = "fit ln rate against ln N; with --sizes train the grid first"
+    law = commands.add_parser("lr-law", help=says, description=says)
+    law.set_defaults(study=lr_law)
+    law.add_argument("results", type=Path, metavar="CSV", help="columns n,lr (best points) or n,lr,loss (a grid)")
+    law.add_argument(
+        "--out", type=Path, default=Path("runs/lr-law"), help="folder of law.yaml, law.png, runs (%(default)s)"
+    )
+    law.add_argument(
+        "--predict", type=float, nargs="+", default=[2.9e9], metavar="N", help="print the rate of these sizes"
+    )
+    law.add_argument(
+        "--sizes", type=_shape, nargs="+", default=[], metavar="LAYERSxWIDTH", help="train these, such as 4x64"
+    )
+    law.add_argument("--rates", type=float, nargs="+", default=[], help="each with these peak rates, such as 1e-3 2e-3")
+    law.add_argument("--corpus", type=Path, help="on these shards")
+    law.add_argument("--steps", type=int, default=300, help="for so many steps (%(default)s)")
+    return top
+
+
+def _shape(text: str) -> tuple[int, int]:
+    layers, _, width = text.partition("x")
+    return int(layers), int(width)
+
+
+def main() -> None:
+    """Run a study."""
+    arguments = vars(parser().parse_args())
+    study = arguments.pop("study")
+    del arguments["command"]
+    door(lambda: study(**arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The page people look at: two models beside each other, in one HTML file that needs nothing else.
+
+Everything on it is read from run folders; a section whose numbers a run does not hold is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+import mm1
+from mm1.study.chapters import chapter, findings, flops_note, headline, models, signed
+from mm1.study.compare import Side, sides
+from mm1.study.plots import count
+from mm1.study.samples import RULE
+
+
+def render(
+    both: tuple[Side, Side],
+    path: Path,
+    *,
+    title: str,
+    data: str = "",
+    phases: dict[str, Any] | None = None,
+    corpus: dict[str, Any] | None = None,
+    beside: bool = False,
+) -> Path:
+    """Write the report.
+
+    Args:
+        both: The two models, with the same number of runs each.
+        path: The HTML file.
+        title: Its heading.
+        data: One sentence on what was trained and scored on.
+        phases: Content of ``phases.json``, for the section on time.
+        corpus: The corpus manifest, for the section on data.
+        beside: Both were trained at the same time on one machine, so seconds are of shared hardware.
+    """
+    pairs = list(zip(both[0].runs, both[1].runs, strict=True))
+    about = both[0].runs[0].about
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            data=data,
+            sides=both,
+            headline=headline(both),
+            findings=findings(both, pairs[0]),
+            models=models(both),
+            flops_note=flops_note(both),
+            chapters=[chapter(both, pair) for pair in pairs],
+            sample_rule=RULE,
+            phases=timeline(phases) if phases else None,
+            corpus=corpus_rows(corpus) if corpus else None,
+            beside=beside,
+            version=mm1.__version__,
+            machine=about.get("machine", "an unnamed machine"),
+            started=about.get("started", ""),
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page)
+    return path
+
+
+def compare(run_a: Path, run_b: Path, *, out: Path = Path("report.html")) -> None:
+    """Write the report on two runs beside each other, such as a dense model and its MoE twin.
+
+    Args:
+        run_a: Run folder of the first, shown in blue.
+        run_b: Run folder of the second, shown in orange.
+        out: The HTML file.
+    """
+    a, b = sides(run_a, run_b)
+    print(render((a, b), out, title=f"{a.name} beside {b.name}").resolve())
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mm1.study", "."),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = (count, percent, signed, duration, interval, score, people)
+    environment.filters.update({function.__name__: function for function in shown})
+    return environment
+
+
+def percent(share: float | None) -> str:
+    """0.4512 as 45.1 %."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def interval(ends: list[float] | None) -> str:
+    """[61.2, 68.9] as 61.2 to 68.9."""
+    return "" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
+def score(value: float | None) -> str:
+    """One decimal, or a dash."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def people(references: list[str] | None) -> str:
+    """What people answered, equal answers counted: red (7), orange (3)."""
+    counted = Counter(references or [])
+    return ", ".join(f"{answer} ({times})" if times > 1 else answer for answer, times in counted.most_common())
+
+
+def duration(seconds: float) -> str:
+    """75.2 as 1 min 15 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def corpus_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the shards hold: a row per stream with documents, text tokens and pictures for training and held out."""
+    rows = []
+    for stream, splits in manifest["streams"].items():
+        train, val = splits.get("train", {}), splits.get("val", {})
+        dropped = train.get("dropped") or {}
+        row = {key: train.get(key) for key in ("documents", "text_tokens", "images", "cuts")}
+        rows.append({"stream": stream, **row, "held_out": val.get("documents"), "dropped": sum(dropped.values())})
+    return rows
+
+
+def timeline(phases: dict[str, Any]) -> dict[str, Any]:
+    """Stages as bars: each starts when those it depends on have ended, as they run when two cores are free."""
+    ends: dict[str, float] = {}
+    bars = []
+    for name, record in phases["stages"].items():
+        start = max((ends[before] for before in record["after"] if before in ends), default=0.0)
+        ends[name] = start + record["seconds"]
+        bars.append({"name": name, "start": start, **record})
+    whole = max(ends.values(), default=1.0) or 1.0
+    for bar in bars:
+        bar |= {"left": 100 * bar["start"] / whole, "width": max(0.4, 100 * bar["seconds"] / whole)}
+    return {"bars": bars, "whole": whole}
