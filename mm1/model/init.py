@@ -45,9 +45,9 @@ def init_parameters(model: nn.Module, seed: int, layers: int) -> None:
                 parameter.fill_(1e-5)
             else:
                 std = STD / (2 * layers) ** 0.5 if RESIDUAL.fullmatch(full) else STD
-                _normal(parameter, std, (seed << 32) + crc32(full.encode()))
+                # 32 bits, because a CPU's generator ignores any above
+                _normal(parameter, std, crc32(f"{seed} {full}".encode()))
 
 
 def _normal(parameter: Tensor, std: float, seed: int) -> None:
-    generator = torch.Generator(parameter.device).manual_seed(seed % 2**63)
-    parameter.normal_(std=std, generator=generator)
+    parameter.normal_(std=std, generator=torch.Generator(parameter.device).manual_seed(seed))
