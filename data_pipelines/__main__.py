@@ -10,18 +10,19 @@ from typing import Any, Literal
 from mm1.errors import door
 
 
-def scenes(folder: Path, *, worlds: int = 2000, image_px: int = 64, seed: int = 0) -> None:
+def scenes(folder: Path, *, worlds: int = 10_000, test_worlds: int = 160, image_px: int = 64, seed: int = 0) -> None:
     """Write a generated raw corpus: drawn pictures with captions, documents, text, questions and instruction turns.
 
     Args:
         folder: Where to write it.
-        worlds: How many scenes; everything else grows with it.
+        worlds: Captioned pictures; everything else to train on grows with it.
+        test_worlds: Pictures in each scored set.
         image_px: Side of the pictures.
         seed: Another seed, another corpus.
     """
     from data_pipelines.scenes import write
 
-    write(folder, worlds=worlds, image_px=image_px, seed=seed)
+    write(folder, worlds=worlds, test_worlds=test_worlds, image_px=image_px, seed=seed)
 
 
 def tokenizer(*, data: Path, out: Path, vocabulary: int = 2048) -> None:

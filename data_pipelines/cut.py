@@ -70,7 +70,7 @@ class _Pieces:
     """Pieces filled one after the other."""
 
     def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
-        self.tokenizer, self.limits = tokenizer, limits
+        self.count, self.limits = tokenizer.count, limits
         self.done: list[Items] = []
         self.lost: list[str] = []
         self.open: list[Text | Image] = []
@@ -82,9 +82,6 @@ class _Pieces:
             self.limits.tokens_per_image if isinstance(item, Image) else self.count(item.text) + item.end
             for item in items
         )
-
-    def count(self, text: str) -> int:
-        return len(self.tokenizer.encode(text))
 
     def room(self, pictures: Sequence[Image]) -> int:
         """Positions left in the open piece for text after these pictures; negative where the pictures do not fit."""

@@ -47,7 +47,7 @@ def prompt(items: Sequence[Text | Image], tokenizer: Tokenizer, tokens_per_image
 def text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
     """Positions of a document's encoding that are no picture's, begin and end tokens among them."""
     texts = [item for item in items if isinstance(item, Text)]
-    return 1 + sum(len(tokenizer.encode(text.text)) + text.end for text in texts) + (not _closed(items))
+    return 1 + sum(tokenizer.count(text.text) + text.end for text in texts) + (not _closed(items))
 
 
 def _closed(items: Sequence[Text | Image]) -> bool:

@@ -1,12 +1,12 @@
 """Whether two picture files show the same picture, so that nothing scored is trained on, whatever its file is called.
 
 Three looks, each cheaper than the next is sure: the file's content (SHA-256), a difference hash (64 bits that say where
-a 9x8 grey thumbnail gets brighter to the right, N. Krawetz 2013), and a 16x16 colour thumbnail. The last is there for
+a 9x8 grey thumbnail gets brighter to the right, N. Krawetz 2013), and an 18x16 colour thumbnail. The last is there for
 drawings and maps: those differ in a detail, and their difference hashes do not.
 
 The bounds were measured on 1,279 photographs, maps and diagrams. Squeezed to 224x224 and saved at JPEG quality 60, 99 %
-of them stay within 4 bits and all within 14 grey levels; of pairs within 8 bits, all that show different things are
-30 levels or more apart.
+of them stay within 5 bits and all within 17 levels; different pictures within 8 bits of each other, mostly black or
+white ones, are 126 levels or more apart. Of 844 drawn scenes none is taken for one of 23,000 others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Fingerprint:
     Args:
         content: SHA-256 of the file.
         bits: uint64, the difference hash.
-        look: int16[16, 16, 3], the thumbnail, 0..255.
+        look: int16[16, 18, 3], the thumbnail, 0..255.
     """
 
     content: str
@@ -39,21 +39,20 @@ class Fingerprint:
 
 def fingerprint(data: bytes, picture: PIL.Image.Image) -> Fingerprint:
     """The fingerprint of a file and the RGB picture decoded from it."""
-    box = PIL.Image.Resampling.BOX
-    grey = numpy.asarray(picture.convert("L").resize((9, 8), box))
+    look = numpy.asarray(picture.resize((18, 16), PIL.Image.Resampling.BOX), dtype=numpy.int16)
+    grey = look.reshape(8, 2, 9, 2, 3).sum(axis=(1, 3, 4))
     bits = numpy.packbits(grey[:, 1:] > grey[:, :-1]).view(numpy.uint64)[0]
-    look = numpy.asarray(picture.resize((16, 16), box), dtype=numpy.int16)
     return Fingerprint(hashlib.sha256(data).hexdigest(), bits, look)
 
 
 class Known:
-    """A set of pictures that answers whether another one is among them; it holds 800 bytes for each."""
+    """A set of pictures that answers whether another one is among them; it holds 1.8 kB for each."""
 
     def __init__(self, prints: Iterable[Fingerprint]) -> None:
         prints = list(prints)
         self._contents = {one.content for one in prints}
         self._bits = numpy.array([one.bits for one in prints], dtype=numpy.uint64)
-        self._looks = numpy.array([one.look for one in prints], dtype=numpy.int16).reshape(-1, 16, 16, 3)
+        self._looks = numpy.array([one.look for one in prints], dtype=numpy.int16).reshape(-1, 16, 18, 3)
 
     def __len__(self) -> int:
         return len(self._bits)

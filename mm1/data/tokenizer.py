@@ -7,6 +7,7 @@ unpublished). One exception: U+2581, which sentencepiece uses for the space, com
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import re
@@ -62,6 +63,7 @@ class Tokenizer:
         if min(self.bos, self.eos) < 0:
             raise UserError(f"{where} has begin id {self.bos} and end id {self.eos}; expected a model that has both")
         self.pad: int = max(self._pieces.pad_id(), 0) or max(self._pieces.unk_id(), 0)
+        self._count = functools.lru_cache(maxsize=2048)(lambda text: len(self.encode(text)))
         self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]
 
     def __reduce__(self) -> tuple[object, tuple[bytes]]:
@@ -70,6 +72,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without begin and end; what looks like a control token in it stays plain text."""
         return self._pieces.encode(text)
+
+    def count(self, text: str) -> int:
+        """Number of ids of ``text``, remembered for a while: cutting and measuring ask for the same text again."""
+        return self._count(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``; control tokens say nothing."""
