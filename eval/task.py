@@ -53,12 +53,13 @@ class Task:
     """A benchmark.
 
     Args:
-        name: Its key in ``scores.json``.
+        name: Its key in ``scores.json``: ``captions/<file>``, ``vqa/<folder>`` or ``icl``.
         kind: Which prompt of the settings it is asked with.
         queries: What is scored.
-        train: Where demonstrations, question-only and constant answers come from; empty: from ``queries``, leaving
-            out the picture asked about.
+        train: Where demonstrations, question-only and constant answers come from; empty: from the questions
+            themselves, leaving out the picture asked about.
         warnings: What a reader of its scores must know.
+        everything: All questions, where ``queries`` are only some of them.
     """
 
     name: str
@@ -66,6 +67,12 @@ class Task:
     queries: tuple[Query, ...]
     train: tuple[Query, ...] = ()
     warnings: tuple[str, ...] = ()
+    everything: tuple[Query, ...] = ()
+
+    @property
+    def whole(self) -> tuple[Query, ...]:
+        """All questions, also those a limit left out: a limit changes nobody's demonstrations."""
+        return self.everything or self.queries
 
     @property
     def metric(self) -> Literal["cider", "vqa_accuracy"]:
@@ -80,8 +87,10 @@ class Task:
         """The first ``limit`` questions in an order decided by the seed and each question's id alone."""
         if limit is None or limit >= len(self.queries):
             return self
-        chosen = sorted(self.queries, key=lambda query: random.Random(f"{seed}/{query.id}").random())[:limit]
-        return replace(self, queries=tuple(chosen))
+        order = sorted(self.queries, key=lambda query: random.Random(f"{seed}/{query.id}").random())
+        chosen = {query.id for query in order[:limit]}
+        queries = tuple(query for query in self.queries if query.id in chosen)
+        return replace(self, queries=queries, everything=self.whole)
 
 
 class Scorer:
@@ -109,7 +118,7 @@ def discover(data: str | Path) -> list[Task]:
     """Every benchmark in a folder laid out as docs/house.md says, by name.
 
     Raises:
-        UserError: No folder, nothing to score in it, two benchmarks of one name, or a file of the wrong shape.
+        UserError: No folder, nothing to score in it, or a file of the wrong shape.
     """
     data = Path(data)
     if not data.is_dir():
@@ -118,9 +127,6 @@ def discover(data: str | Path) -> list[Task]:
     tasks = [task for module in modules for task in importlib.import_module(module.name).find(data)]
     if not tasks:
         raise UserError(f"{data} holds no benchmark; expected captions_eval/*.json, vqa/<name>/ or icl/test.jsonl")
-    repeated = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
-    if repeated:
-        raise UserError(f"{data} holds two benchmarks named {repeated[0]}; expected every file and folder name once")
     return sorted(tasks, key=lambda task: task.name)
 
 

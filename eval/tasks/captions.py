@@ -22,7 +22,7 @@ def find(data: Path) -> list[Task]:
     files = sorted((data / "captions_eval").glob("*.json"))
     pool = demonstrations(data / "captions") if files else ()
     warning = () if pool else (f"no trained caption file in {data / 'captions'}: demonstrations are scored pictures",)
-    return [Task(file.stem, "captions", _queries(file), pool, warning) for file in files]
+    return [Task(f"captions/{file.stem}", "captions", _queries(file), pool, warning) for file in files]
 
 
 def demonstrations(folder: Path) -> tuple[Query, ...]:

@@ -35,7 +35,7 @@ def _task(folder: Path) -> Task:
             pool = read(folder / train) if (folder / train).exists() else ()
             check([query.picture for query in (*scored, *pool)], folder)
             single = all(len(query.references) == 1 for query in scored)
-            return Task(folder.name, "vqa", scored, pool, (ONE_ANSWER,) if single else ())
+            return Task(f"vqa/{folder.name}", "vqa", scored, pool, (ONE_ANSWER,) if single else ())
     raise UserError(f"{folder} holds no questions; expected questions.json and annotations.json, or test.jsonl")
 
 

@@ -1,0 +1,101 @@
+"""The door ``mm1-eval``: run benchmarks, ask a model yourself, or score stored answers again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+import mm1
+from eval.harness import run
+from eval.prompts import Settings
+from eval.scores import rescore, table
+from eval.store import read_answers
+from mm1.errors import UserError, door
+from mm1.runs import read_json, write_json
+
+
+def main() -> None:
+    """Run ``mm1-eval``."""
+    door(_main)
+
+
+def parser() -> ArgumentParser:
+    """The whole command line."""
+    running = ArgumentParser(description="Score a model on the benchmarks of a data folder; finished answers are kept.")
+    running.add_argument("checkpoint", type=str, help="a *.ckpt of mm1-train, or an exported folder")
+    running.add_argument("--data", type=str, required=True, help="folder with captions_eval/, vqa/, icl/")
+    running.add_argument("--out", type=str | None, default=None, help="default: eval/<config> in the run folder")
+    running.add_argument("--device", type=str, default="cpu")
+    running.add_argument("--config", action="config", help="such as configs/eval/fewshot.yaml")
+    running.add_class_arguments(Settings)
+    asking = ArgumentParser(description="Ask a model about pictures.")
+    asking.add_argument("checkpoint", type=str, help="a *.ckpt of mm1-train, or an exported folder")
+    asking.add_argument(
+        "pictures_and_question", type=str, nargs=argparse.ONE_OR_MORE, help='a.jpg b.jpg "What is this?"'
+    )
+    asking.add_argument("--template", type=str, default="chat", choices=["chat", "none"], help="none: text as it is")
+    asking.add_argument("--max_new_tokens", type=int, default=64)
+    asking.add_argument("--device", type=str, default="cpu")
+    scoring = ArgumentParser(description="Score stored answers again, without the model.")
+    scoring.add_argument("answers", type=str, help="an answers.jsonl")
+    whole = ArgumentParser(prog="mm1-eval", description=__doc__)
+    commands = whole.add_subcommands(dest="command")
+    commands.add_subcommand("run", running, help="score a model on benchmarks")
+    commands.add_subcommand("ask", asking, help="ask a model about pictures")
+    commands.add_subcommand("score", scoring, help="score stored answers again")
+    return whole
+
+
+def _main() -> None:
+    whole = parser()
+    arguments = whole.parse_args()
+    command = arguments.command
+    {"run": _run, "ask": _ask, "score": _score}[command](whole.instantiate_classes(arguments)[command])
+
+
+def _run(arguments: Namespace) -> None:
+    names = Settings.__dataclass_fields__
+    settings = Settings(**{name: arguments[name] for name in names})
+    settings.check()
+    checkpoint = Path(arguments.checkpoint)
+    assistant = mm1.load(checkpoint, device=arguments.device)
+    configs = arguments.get("config") or []
+    name = Path(str(configs[-1])).stem if configs else "fewshot"
+    out = Path(arguments.out) if arguments.out else default_out(checkpoint, name)
+    scores = run(assistant.model, assistant.tokenizer, checkpoint, arguments.data, settings, out)
+    print(table(scores))
+    print(out / "scores.json")
+
+
+def _ask(arguments: Namespace) -> None:
+    *pictures, question = arguments.pictures_and_question
+    if Path(question).is_file():
+        raise UserError(f"the last argument is the file {question}; expected the question there, in quotes")
+    assistant = mm1.load(arguments.checkpoint, device=arguments.device)
+    print(assistant.generate(pictures, question, arguments.max_new_tokens, template=arguments.template))
+
+
+def _score(arguments: Namespace) -> None:
+    path = Path(arguments.answers)
+    answers = read_answers(path)
+    found = rescore(answers)
+    beside = path.with_name("scores.json")
+    scores = read_json(beside, "scores written by mm1-eval") if beside.exists() else {"tasks": {}}
+    scores["tasks"] = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
+    print(table(scores))
+    if beside.exists():
+        write_json(beside, scores)
+        path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+
+
+def default_out(checkpoint: Path, name: str) -> Path:
+    """``eval/<name>`` in the run folder that a checkpoint lies in, or beside an exported model's files."""
+    run_folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return (run_folder.parent if run_folder.name == "checkpoints" else run_folder) / "eval" / name
+
+
+if __name__ == "__main__":
+    main()

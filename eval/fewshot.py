@@ -1,0 +1,107 @@
+"""Which demonstrations a question gets, and which picture its blind arm shows: functions of the seed and of ids alone.
+
+Drawn by rank or by place in a batch, scores would change with the number of GPUs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from eval.pictures import content
+from eval.task import Query, Task
+from mm1.errors import UserError
+
+
+@dataclass
+class Demonstrations:
+    """Draws demonstrations for the questions of one task.
+
+    They come from the task's train part, never with a scored picture; where there is none from the scored questions,
+    never with the query's own picture. All pictures of a prompt differ. The first 4 of 8 are those of 4 shots.
+
+    Args:
+        task: The task.
+        seed: Of all draws.
+    """
+
+    task: Task
+    seed: int
+    _scored: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        scored = self.task.whole if self.task.train else ()
+        self._scored = frozenset(content(query.picture) for query in scored)
+
+    def of(self, query: Query, shots: int) -> list[Query]:
+        """``shots`` demonstrations for ``query``.
+
+        Raises:
+            UserError: The pool holds fewer pictures that may be shown.
+        """
+        pool = self.task.train or self.task.whole
+        chosen: list[Query] = []
+        used = {content(query.picture)}
+        for at in _shuffled(len(pool), random.Random(f"{self.seed}/{query.id}")) if shots else ():
+            picture = content(pool[at].picture)
+            if picture not in used and picture not in self._scored:
+                chosen.append(pool[at])
+                used.add(picture)
+            if len(chosen) == shots:
+                break
+        if len(chosen) < shots:
+            raise UserError(
+                f"{self.task.name}: {shots} shots for question {query.id}, but only {len(chosen)} other pictures to "
+                f"demonstrate with; expected at most {len(chosen)} (settings: shots)"
+            )
+        return chosen
+
+
+def blind(task: Task, seed: int) -> dict[str, Query]:
+    """Every query with another picture in place of its own, by id; text, demonstrations and references stay.
+
+    Photographs are told apart by content, and all questions about one are shown the same other one. Where a question
+    has a context (made-up words), its pictures trade places and its own picture stays.
+
+    Raises:
+        UserError: There is no other picture.
+    """
+    alone = [query for query in task.queries if not query.context]
+    paths = {content(query.picture): query.picture for query in alone}
+    if len(paths) == 1:
+        raise UserError(f"{task.name} has one picture, so there is no other for its blind arm; set arms to [sighted]")
+    other = derangement(sorted(paths), seed)
+    swapped = {query.id: replace(query, picture=paths[other[content(query.picture)]]) for query in alone}
+    return swapped | {query.id: _trade(query, task) for query in task.queries if query.context}
+
+
+def derangement(names: Sequence[str], seed: int) -> dict[str, str]:
+    """A random permutation in one single cycle (Sattolo 1986), so that nothing is mapped to itself."""
+    chance, images = random.Random(f"derangement/{seed}"), list(names)
+    for last in range(len(images) - 1, 0, -1):
+        other = chance.randrange(last)
+        images[last], images[other] = images[other], images[last]
+    return dict(zip(names, images, strict=True))
+
+
+def _trade(query: Query, task: Task) -> Query:
+    """Each picture of the context moves to the place of the one before."""
+    pictures = [item for item in query.context if isinstance(item, Path)]
+    if len({content(picture) for picture in pictures}) < len(pictures) or len(pictures) < 2:
+        raise UserError(
+            f"{task.name}: question {query.id} has {len(pictures)} pictures in its context; expected distinct"
+        )
+    moved = iter([*pictures[1:], pictures[0]])
+    return replace(query, context=tuple(next(moved) if isinstance(item, Path) else item for item in query.context))
+
+
+def _shuffled(count: int, chance: random.Random) -> Iterator[int]:
+    """0 .. count - 1 in random order, one at a time: a pool may be millions and a few are wanted."""
+    seen: set[int] = set()
+    while len(seen) < count:
+        at = chance.randrange(count)
+        if at not in seen:
+            seen.add(at)
+            yield at

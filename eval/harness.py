@@ -1,0 +1,204 @@
+"""Runs benchmarks: every question with 0, 4, 8 demonstrations, each beside its blind arm (MM1, section 4 and appendix).
+
+1. every (task, shots, arm, question) is a job; jobs that were answered before are left out
+2. chunks of jobs become prompts, the engine answers them, answers are scored and written at once
+3. means, intervals and baselines of each task become scores.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.fewshot import Demonstrations, blind
+from eval.pictures import read
+from eval.prompts import Settings, document, spell
+from eval.scores import FORMAT, of_task
+from eval.store import Answer, Answers, fingerprint, key
+from eval.task import Query, Scorer, Task, discover
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
+from mm1.infer.engine import Engine
+from mm1.model.mm1 import MM1
+from mm1.runs import write_json
+
+CHUNK = 512  # prompts held at once; within a chunk the engine puts like lengths together
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question to ask.
+
+    Args:
+        task: Whose question.
+        shots: Number of demonstrations.
+        arm: ``sighted`` or ``blind``.
+        query: The question as it is.
+        asked: The question as it is shown, with another picture in the blind arm.
+        demonstrations: What stands before it.
+    """
+
+    task: Task
+    shots: int
+    arm: str
+    query: Query
+    asked: Query
+    demonstrations: list[Query]
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        """What its answer is stored under."""
+        return self.task.name, self.shots, self.arm, self.query.id
+
+
+class Benchmarks:
+    """Benchmarks as a function of a model, for callbacks that evaluate while training.
+
+    Args:
+        data: Data folder laid out as docs/house.md says.
+        settings: What is asked, and how.
+    """
+
+    def __init__(self, data: str, settings: Settings | None = None) -> None:
+        self.data, self.settings = data, settings or Settings()
+        self._tasks: list[Task] = []
+
+    def __call__(self, model: MM1, tokenizer: Tokenizer) -> dict[str, float]:
+        """Scores named ``<task>/<shots>`` and ``<task>/<shots>/blind``, and ``mean`` of the sighted ones."""
+        self._tasks = self._tasks or chosen_tasks(self.data, self.settings)
+        training = model.training
+        try:
+            found = evaluate(model.eval(), tokenizer, self._tasks, self.settings, Answers(None, ""))
+        finally:
+            model.train(training)
+        scores = {
+            f"{name}/{shots}{suffix}": at[arm]
+            for name, task in found.items()
+            for shots, at in task["shots"].items()
+            for arm, suffix in (("sighted", ""), ("blind", "/blind"))
+            if at[arm] is not None
+        }
+        sighted = [score for name, score in scores.items() if not name.endswith("/blind")]
+        return scores | ({"mean": sum(sighted) / len(sighted)} if sighted else {})
+
+
+def run(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: str | Path, settings: Settings, out: Path
+) -> dict[str, Any]:
+    """Evaluate a model on a data folder, showing progress; write ``answers.jsonl`` and ``scores.json`` to ``out``.
+
+    Finished answers are kept when it is run again; a changed setting, checkpoint or benchmark starts over.
+
+    Returns:
+        The content of scores.json.
+
+    Raises:
+        UserError: Anything wrong with data or settings, before the first question is asked.
+    """
+    tasks = chosen_tasks(data, settings)
+    speed = ("batch_positions", "features_mb")
+    asked = {name: value for name, value in asdict(settings).items() if name not in speed}
+    answers = Answers(out, fingerprint(FORMAT, asked, identity(checkpoint), [asdict(task) for task in tasks]))
+    found = evaluate(model, tokenizer, tasks, settings, answers, progress=True)
+    scores = {"format": FORMAT, "checkpoint": str(checkpoint), "settings": asdict(settings), "tasks": found}
+    write_json(out / "scores.json", scores)
+    return scores
+
+
+def evaluate(
+    model: MM1,
+    tokenizer: Tokenizer,
+    tasks: list[Task],
+    settings: Settings,
+    answers: Answers,
+    progress: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Ask what is not among ``answers`` yet, and score all; the entries of scores.json by task."""
+    settings.check()
+    engine = Engine(
+        model,
+        tokenizer,
+        max_positions=settings.max_positions,
+        batch_positions=settings.batch_positions,
+        features_mb=settings.features_mb,
+    )
+    jobs = [job for task in tasks for job in jobs_of(task, settings)]
+    left = [job for job in jobs if job.key not in answers.found]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress) as bar:
+        for task in tasks:
+            scorer = task.scorer()
+            mine = [job for job in left if job.task is task]
+            for start in range(0, len(mine), CHUNK):
+                for answer in _answer(engine, mine[start : start + CHUNK], settings, scorer):
+                    answers.add([answer])
+                    bar.update()
+    wanted = {job.key for job in jobs}
+    kept = [answer for answer in answers.found.values() if key(answer) in wanted]
+    return {task.name: of_task(task, (a for a in kept if a["task"] == task.name)) for task in tasks}
+
+
+def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
+    """The benchmarks of a folder that the settings ask for, cut to their limit.
+
+    Raises:
+        UserError: The settings name a benchmark that is not there.
+    """
+    tasks = discover(data)
+    unknown = set(settings.tasks) - {task.name for task in tasks}
+    if unknown:
+        there = ", ".join(task.name for task in tasks)
+        raise UserError(f"tasks names {min(unknown)}, which {data} does not hold; expected some of {there}")
+    chosen = [task for task in tasks if not settings.tasks or task.name in settings.tasks]
+    return [task.limited(settings.limit, settings.seed) for task in chosen]
+
+
+def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
+    """All that is asked of one task, demonstrations chosen; made-up words bring their own."""
+    demonstrations = Demonstrations(task, settings.seed)
+    other = blind(task, settings.seed) if "blind" in settings.arms else {}
+    for shots in settings.shots if task.kind != "icl" else (0,):
+        for query in task.queries:
+            shown = demonstrations.of(query, shots)
+            for arm in settings.arms:
+                yield Job(task, shots, arm, query, query if arm == "sighted" else other[query.id], shown)
+
+
+def identity(checkpoint: Path) -> list[Any]:
+    """What tells a checkpoint from another without reading its gigabytes: where it is, its size, when it was written."""
+    file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    about = file.stat()
+    return [str(file.resolve()), about.st_size, about.st_mtime_ns]
+
+
+def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Scorer) -> Iterator[Answer]:
+    prompts = [document(job.asked, job.demonstrations, job.task.kind, settings, read) for job in jobs]
+    prompt = settings.prompt(jobs[0].task.kind)
+    free = [at for at, job in enumerate(jobs) if not job.asked.choices]
+    closed = [at for at, job in enumerate(jobs) if job.asked.choices]
+    for at, answer in engine.generate([prompts[at] for at in free], prompt.max_new_tokens, prompt.stop):
+        yield _record(jobs[free[at]], spell(prompts[free[at]]), answer, scorer)
+    pairs = [(at, choice) for at in closed for choice in jobs[at].asked.choices]
+    likelihoods = engine.score([prompts[at] for at, _ in pairs], [choice for _, choice in pairs])
+    for at in closed:
+        mine = [(score, choice) for (of, choice), score in zip(pairs, likelihoods, strict=True) if of == at]
+        yield _record(jobs[at], spell(prompts[at]), max(mine)[1], scorer)
+
+
+def _record(job: Job, prompt: str, answer: str, scorer: Scorer) -> Answer:
+    return {
+        "task": job.task.name,
+        "shots": job.shots,
+        "arm": job.arm,
+        "id": job.query.id,
+        "image": str(job.query.picture),
+        "shown": str(job.asked.picture),
+        "question": job.query.question,
+        "prompt": prompt,
+        "answer": answer,
+        "references": list(job.query.references),
+        "score": scorer(job.query.id, answer),
+    }

@@ -1,0 +1,122 @@
+"""How questions are put: the settings of an evaluation, and a query with its demonstrations as one document.
+
+plain    <image>Question: q Short answer: a<image>Question: q Short answer:          a model before instruction tuning
+chat     <image> User: q\\nAssistant: a</s><image> User: q\\nAssistant:               a model after it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from eval.task import Kind, Query
+from mm1.errors import UserError
+from mm1.sample import Image, Text
+from mm1.template import turn
+
+Item = Text | Image
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How one kind of benchmark is asked.
+
+    Args:
+        template: Text with ``{image}``, ``{question}`` and ``{answer}``. A plain one ends with ``{answer}`` and is cut
+            there for the query; a chat one has no answer, since the chat template gives it its place.
+        stop: Strings before which an answer ends.
+        max_new_tokens: Length of an answer at most.
+    """
+
+    template: str
+    stop: tuple[str, ...] = ("\n", "Question")
+    max_new_tokens: int = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what a model is asked. Wording and stop strings of MM1 are unpublished; these are near them.
+
+    Args:
+        style: ``plain`` for a pre-trained model, ``chat`` for an instruction-tuned one.
+        captions: Captioning.
+        vqa: Question answering.
+        icl: Made-up words.
+        separator: What follows a demonstration.
+        shots: Numbers of demonstrations.
+        arms: ``sighted`` shows the picture asked about, ``blind`` another one in its place.
+        tasks: Only these benchmarks; all that the data folder holds if empty.
+        limit: At most so many questions a benchmark, chosen by the seed; all if null.
+        seed: Of demonstrations, of the questions chosen, and of the blind arm's swaps.
+        max_positions: The context, positions a prompt and its answer may take together.
+        batch_positions: Positions decoded at once; changes speed and memory, no answer.
+        features_mb: Memory for pictures already encoded, likewise.
+    """
+
+    style: Literal["plain", "chat"] = "plain"
+    captions: Prompt = field(default_factory=lambda: Prompt("{image}{answer}", max_new_tokens=30))
+    vqa: Prompt = field(default_factory=lambda: Prompt("{image}Question: {question} Short answer: {answer}"))
+    icl: Prompt = field(default_factory=lambda: Prompt("{image}Question: {question} Short answer: {answer}"))
+    separator: str = ""
+    shots: tuple[int, ...] = (0, 4, 8)
+    arms: tuple[Literal["sighted", "blind"], ...] = ("sighted", "blind")
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+    max_positions: int = 4096
+    batch_positions: int = 16384
+    features_mb: int = 1024
+
+    def check(self) -> None:
+        """Refuse templates that cannot be asked.
+
+        Raises:
+            UserError: Which one, and what it lacks.
+        """
+        for kind in ("captions", "vqa", "icl"):
+            template = getattr(self, kind).template
+            ends = template.endswith("{answer}")
+            if template.count("{image}") != 1 or "{answer}" in template.removesuffix("{answer}"):
+                raise UserError(
+                    f"{kind}.template is {template!r}; expected {{image}} once and {{answer}} at its end at most"
+                )
+            if ends != (self.style == "plain"):
+                wanted = (
+                    "{answer} at its end" if self.style == "plain" else "no {answer}, which the chat template places"
+                )
+                raise UserError(f"{kind}.template is {template!r}; style {self.style} expects {wanted}")
+
+    def prompt(self, kind: Kind) -> Prompt:
+        """The prompt of a kind of benchmark."""
+        return {"captions": self.captions, "vqa": self.vqa, "icl": self.icl}[kind]
+
+
+def document(
+    query: Query, demonstrations: Sequence[Query], kind: Kind, settings: Settings, read: Callable[[Path], bytes]
+) -> list[Item]:
+    """The whole prompt: demonstrations with their answers, the query's own context, the query without its answer."""
+    shown = [item for shot in demonstrations for item in _asked(shot, kind, settings, read, shot.answer)]
+    context: list[Item] = [Image(read(item)) if isinstance(item, Path) else Text(item) for item in query.context]
+    return [*shown, *context, *_asked(query, kind, settings, read, None)]
+
+
+def spell(items: Sequence[Item]) -> str:
+    """A prompt as people read it, ``<image>`` for every picture."""
+    return "".join("<image>" if isinstance(item, Image) else item.text + "</s>" * item.end for item in items)
+
+
+def _asked(
+    query: Query, kind: Kind, settings: Settings, read: Callable[[Path], bytes], answer: str | None
+) -> list[Item]:
+    before, after = settings.prompt(kind).template.split("{image}")
+    picture: list[Item] = [*([Text(before)] if before else []), Image(read(query.picture))]
+    after = after.replace("{question}", query.question)
+    if settings.style == "chat":
+        return [*picture, *turn(after, answer)]
+    if answer is None:
+        text = after.removesuffix("{answer}").rstrip()  # a blank at the end would be a token of its own
+    else:
+        text = after.removesuffix("{answer}") + answer + settings.separator
+    return [*picture, Text(text)] if text else picture

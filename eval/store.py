@@ -1,0 +1,82 @@
+"""Answers as they come, one line each, so that a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mm1.errors import UserError
+from mm1.runs import write_json
+
+Answer = dict[str, Any]  # task, shots, arm, id, image, shown, question, prompt, answer, references, score
+Key = tuple[str, int, str, str]
+
+
+def key(answer: Answer) -> Key:
+    """What names an answer: task, shots, arm, id."""
+    return answer["task"], answer["shots"], answer["arm"], answer["id"]
+
+
+def fingerprint(*values: Any) -> str:
+    """A name for plain values: equal values, equal name."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Answers:
+    """``answers.jsonl`` of one evaluation.
+
+    Args:
+        folder: The evaluation's folder; made if need be. None keeps answers in memory only.
+        asked: Fingerprint of all that was asked. Answers to anything else are forgotten.
+    """
+
+    def __init__(self, folder: Path | None, asked: str) -> None:
+        self._path = None if folder is None else folder / "answers.jsonl"
+        self.found: dict[Key, Answer] = {}
+        if folder is None or self._path is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = folder / "asked.json"
+        if mark.exists() and self._path.exists() and json.loads(mark.read_text()).get("asked") == asked:
+            self.found = {key(answer): answer for answer in _whole_lines(self._path)}
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.found.values())
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(lines)  # a line that a kill cut short goes, before another is put behind it
+        temporary.replace(self._path)
+        write_json(mark, {"asked": asked})
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Keep answers; they are on disk when this returns."""
+        answers = list(answers)
+        self.found |= {key(answer): answer for answer in answers}
+        if self._path is not None:
+            with self._path.open("a") as lines:
+                lines.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Answers of a file that a user named.
+
+    Raises:
+        UserError: There is no such file, or nothing in it is an answer.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; expected an answers.jsonl written by mm1-eval run")
+    answers = _whole_lines(path)
+    needed = {"task", "shots", "arm", "id", "image", "answer", "references"}
+    if not answers or not all(isinstance(answer, dict) and needed <= answer.keys() for answer in answers):
+        raise UserError(f"{path} does not hold one answer a line; expected an answers.jsonl written by mm1-eval run")
+    return answers
+
+
+def _whole_lines(path: Path) -> list[Answer]:
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
