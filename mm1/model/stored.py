@@ -74,9 +74,18 @@ def fill(model: MM1, weights: dict[str, Tensor], origin: str) -> None:
     """Put ``weights`` into a model built on the meta device; every tensor must find its place, and every place one.
 
     Raises:
-        UserError: How many are missing, left over and misshaped, the first of each by name.
+        UserError: They do not fit (:func:`check_fits`).
     """
-    places = model.state_dict()
+    check_fits(weights, model.state_dict(), f"{origin} does not fit its model configuration")
+    model.load_state_dict(weights, assign=True)
+
+
+def check_fits(weights: dict[str, Tensor], places: dict[str, Tensor], complaint: str) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        UserError: ``complaint``, and how many are missing, left over and misshaped, the first of each by name.
+    """
     misshaped = [
         f"{name} is {tuple(weights[name].shape)} where the model has {tuple(place.shape)}"
         for name, place in places.items()
@@ -89,8 +98,7 @@ def fill(model: MM1, weights: dict[str, Tensor], origin: str) -> None:
     }
     told = [f"{len(names)} tensors {fault}, the first: {names[0]}" for fault, names in faults.items() if names]
     if told:
-        raise UserError(f"{origin} does not fit its model configuration: {'; '.join(told)}")
-    model.load_state_dict(weights, assign=True)
+        raise UserError(f"{complaint}: {'; '.join(told)}")
 
 
 def _read_checkpoint(path: Path) -> Stored:

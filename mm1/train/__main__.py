@@ -1,0 +1,162 @@
+"""``mm1-train fit --config configs/train/tiny_pretrain.yaml --run runs/tiny``: one YAML, one run folder.
+
+The same command again goes on where the run stopped, and says so when it is finished. ``--init_from CKPT`` takes over
+weights only and starts a new schedule; ``--print_config`` prints everything that can be set.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
+
+from mm1.errors import UserError, door
+from mm1.runs import Run
+from mm1.train.callbacks import Progress, StopOnNaN, WatchSight
+from mm1.train.checkpoints import Describe, SaveLast
+from mm1.train.datamodule import MM1Data
+from mm1.train.metrics import Metrics, RunFolder
+from mm1.train.module import Objective
+
+TRAINER = {
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+class Door(LightningCLI):
+    """Lightning's command line with a run folder, ready-made callbacks, and the model built on the meta device."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only what a run folder is for."""
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What is set beside model, data and trainer."""
+        parser.add_argument("--run", type=str | None, default=None, help="Folder of the run.")
+        parser.add_argument("--init_from", type=str | None, default=None, help="Checkpoint to take weights from.")
+        parser.add_argument(
+            "--resume", type=Literal["auto", "never"], default="auto", help="Go on with a run found in the folder?"
+        )
+        parser.add_argument("--validate_every_n_steps", type=int, default=100, help="Steps between validations.")
+        parser.add_argument("--save_every_n_steps", type=int, default=100, help="Steps between checkpoints.")
+        parser.add_argument(
+            "--threads", type=int | None, default=None, help="Threads of torch; all cores if not given."
+        )
+        parser.link_arguments("init_from", "model.init_from")
+        parser.link_arguments("model.model", "data.image_spec", compute_fn=_image_spec, apply_on="instantiate")
+        parser.link_arguments("run", "trainer.default_root_dir")
+        parser.link_arguments(
+            ("validate_every_n_steps", "trainer.accumulate_grad_batches"),
+            "trainer.val_check_interval",
+            compute_fn=lambda steps, micro_batches: steps * micro_batches,
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what becomes of a run that is already there, and set the process up."""
+        config = self.config["fit"]
+        if config.run is None:
+            raise UserError("no run folder; expected --run FOLDER (or run: FOLDER in the YAML)")
+        self.run_folder = Run(config.run)
+        if config.resume == "never":
+            _forget(self.run_folder)
+        if (self.run_folder.folder / "run.json").exists() and self.run_folder.about()["finished"]:
+            print(f"{self.run_folder.folder} is finished; nothing to do (--resume never starts it over)")
+            raise SystemExit(0)
+        torch.set_flush_denormal(True)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+
+    def instantiate_classes(self) -> None:
+        """Build the model without memory; :meth:`Objective.configure_model` gives it some."""
+        self.config_init = self.parser.instantiate(self.config, instantiators=[(_on_meta, nn.Module, True)])
+        self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """The YAML's callbacks stand between ours that measure and ours that save."""
+        config = self.config["fit"]
+        given: list[Callback] = self._get(self.config_init, "trainer").get("callbacks") or []
+        resolved = self._parser("fit").dump(config, skip_unset=False)
+        model = yaml.safe_dump(yaml.safe_load(resolved)["model"]["model"], sort_keys=False)
+        measure = [
+            RunFolder(resolved),
+            Metrics(config.trainer.log_every_n_steps),
+            Progress(),
+            StopOnNaN(),
+            WatchSight(),
+        ]
+        keep = [Describe(model), SaveLast(config.save_every_n_steps)]
+        return super().instantiate_trainer(callbacks=[*measure, *given, *keep], **kwargs)
+
+    def before_fit(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if self.run_folder.last.exists():
+            self.trainer.ckpt_path = self.run_folder.last
+            print(f"going on with {self.run_folder.last}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``mm1-train``."""
+    door(lambda: _door(arguments))
+
+
+def _door(arguments: list[str] | None) -> None:
+    _quiet()
+    Door(
+        Objective,
+        MM1Data,
+        save_config_callback=None,
+        trainer_defaults=TRAINER,
+        seed_everything_default=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=arguments,
+    )
+
+
+def _image_spec(model: Any) -> Any:
+    return model.image_spec
+
+
+def _on_meta(class_type: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+    with torch.device("meta"):
+        return class_type(*args, **kwargs)
+
+
+def _forget(run: Run) -> None:
+    for path in (run.folder / "run.json", run.metrics):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(run.last.parent, ignore_errors=True)
+
+
+def _quiet() -> None:
+    """Silence Lightning's tips; its warnings about our settings are answered in this file."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*worker process.*")
+
+
+if __name__ == "__main__":
+    main()

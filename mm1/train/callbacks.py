@@ -1,0 +1,156 @@
+"""What happens beside the objective: progress, benchmarks on the way, a word when something looks wrong.
+
+One class each; none changes the loss. Metrics and the run folder are in :mod:`mm1.train.metrics`, checkpoints in
+:mod:`mm1.train.checkpoints`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from mm1.batch import Batch
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
+from mm1.model.mm1 import MM1
+from mm1.runs import Run
+from mm1.train.metrics import Metrics
+from mm1.train.module import Objective
+
+log = logging.getLogger(__name__)
+
+Evaluator = Callable[[MM1, Tokenizer], dict[str, float]]
+BLIND_NATS = 0.005
+
+
+class Progress(Callback):
+    """One line of where the run is: on a terminal a line that renews itself, in a log one every ten seconds."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self.started_s = self.shown_s = time.monotonic()
+        self.first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Show the step, at most so often."""
+        assert isinstance(pl_module, Objective)
+        ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        terminal, now_s = sys.stderr.isatty(), time.monotonic()
+        last = trainer.global_step >= trainer.max_steps
+        if not trainer.is_global_zero or not ended or not (last or now_s - self.shown_s > (0.5 if terminal else 10)):
+            return
+        self.shown_s, sums = now_s, pl_module.step_sums
+        assert sums is not None
+        loss = float(sums.cross_entropy / sums.targets.clamp(min=1))
+        step_s = (now_s - self.started_s) / (trainer.global_step - self.first_step)
+        left_s = step_s * (trainer.max_steps - trainer.global_step)
+        told = f"step {trainer.global_step}/{trainer.max_steps}  loss {loss:.3f}  {step_s:.2f} s/step"
+        told += f"  {_span(left_s)} left"
+        sys.stderr.write(f"\r\033[K{told}" + "\n" * last if terminal else f"{told}\n")
+        sys.stderr.flush()
+
+
+class Evaluate(Callback):
+    """Run benchmarks on the model as it is and log ``eval/<task>``, for curves and for :class:`KeepBest`.
+
+    Args:
+        evaluator: Scores a model by task; ``eval.harness.Benchmarks`` is one.
+        every_n_steps: How often.
+    """
+
+    def __init__(self, evaluator: Evaluator, every_n_steps: int = 1000) -> None:
+        self.evaluator, self.every_n_steps = evaluator, every_n_steps
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Evaluate at the end of a step, when it is time."""
+        step, ended = trainer.global_step, (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not ended or not (step % self.every_n_steps == 0 or step >= trainer.max_steps):
+            return
+        assert isinstance(pl_module, Objective)
+        scores: dict[str, float] = {}
+        if trainer.is_global_zero:
+            pl_module.model.eval()
+            with torch.no_grad():
+                scores = self.evaluator(pl_module.model, trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
+            pl_module.model.train()
+            scores = {f"eval/{task}": float(score) for task, score in scores.items()}
+            Run(trainer.default_root_dir).log("eval", step, **scores)
+        pl_module.log_dict(trainer.strategy.broadcast(scores))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Metrics):
+                callback.restart_clock()
+
+
+class StopOnNaN(Callback):
+    """Stop before a loss that is no number reaches the weights, and keep the batch that made it."""
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Hold on to the batch."""
+        self.batch = batch
+
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
+    ) -> None:
+        """Look at the loss. On an accelerator this waits for it: the price of never training on a NaN.
+
+        Raises:
+            UserError: The loss is NaN or infinite.
+        """
+        if torch.isfinite(loss):
+            return
+        step = trainer.global_step + 1
+        path = Run(trainer.default_root_dir).folder / "nan_batch.pt"
+        batch = self.batch.to("cpu")
+        torch.save({"step": step, **{f.name: getattr(batch, f.name) for f in fields(Batch)}}, path)
+        raise UserError(
+            f"the loss of step {step} is {float(loss)}; its batch is in {path}, the weights before it are in the last "
+            f"checkpoint; expected a finite loss: try a lower model.optimizer.lr or a longer warmup_steps"
+        )
+
+
+class WatchSight(Callback):
+    """Say so while held-out loss is the same with wrong pictures: a low loss hides that pictures are ignored."""
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Look at the gap of the validation that ended."""
+        gap = trainer.callback_metrics.get("val/sight_gap")
+        if gap is not None and gap < BLIND_NATS:
+            log.warning(
+                "step %d: the right pictures lower held-out loss by only %.4f nats a token, so the model does not look "
+                "yet; early in a run that is normal, if it stays check the rate of the connector "
+                "(model.optimizer.parts), the share of captions (data.weights) and the corpus (mm1-data preview)",
+                trainer.global_step,
+                gap,
+            )
+
+
+def _span(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{minutes} min {int(seconds % 60):02d} s" if minutes else f"{int(seconds)} s"

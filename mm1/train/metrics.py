@@ -1,0 +1,232 @@
+"""What a run writes down: its folder, and one line of metrics every so many steps (:mod:`mm1.runs` lists the names).
+
+Lines are written by callbacks of ours and not by Lightning's logger, because a line must be on disk before the
+checkpoint of its step is; loggers named in the YAML get the same numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from mm1 import __version__
+from mm1.batch import IMAGE, Batch
+from mm1.model.count import Flops, flops, parameters
+from mm1.model.moe.layer import MoE
+from mm1.runs import Run
+from mm1.train.datamodule import MM1Data
+from mm1.train.module import Objective
+
+COUNTS = ("documents", "text", "image", "positions")
+PARTS = ("vision", "connector", "decoder")
+
+
+class RunFolder(Callback):
+    """Keep ``run.json`` and ``config.yaml``, and take back metrics of steps that a resumed run trains again.
+
+    Args:
+        config: The resolved configuration as YAML.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Say what runs here."""
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Objective)
+        data: MM1Data = trainer.datamodule  # type: ignore[attr-defined]
+        run, recipe = Run(trainer.default_root_dir), data.recipe
+        run.start("sft" if set(recipe.shares) == {"sft"} else "pretrain")
+        run.update(
+            steps=trainer.max_steps,
+            ranks=trainer.world_size,
+            micro_batches=trainer.accumulate_grad_batches,
+            device=_device(trainer.strategy.root_device),
+            versions={"mm1": __version__, "torch": torch.__version__, "lightning": lightning.__version__},
+            parameters=asdict(parameters(pl_module.model)),
+            mix_target=dict(recipe.weights),
+            mix_unit=recipe.unit,
+        )
+        run.config.write_text(self.config)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Forget metrics after the step that training goes on from."""
+        if trainer.is_global_zero:
+            Run(trainer.default_root_dir).truncate(trainer.global_step if trainer.global_step else -1)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note that all steps are done; the last checkpoint is on disk by now."""
+        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
+            Run(trainer.default_root_dir).update(finished=True)
+
+
+class Metrics(Callback):
+    """Losses, rates, throughput, realised mix and load of the experts, every so many steps and at the last one.
+
+    Losses, padding and load are those of the step itself; shares, positions, FLOPs and seconds count from the start.
+
+    Args:
+        every_n_steps: How often.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
+        self.time_s = 0.0
+        self.totals: list[float] | None = None  # FLOPs by part, then the counts of every source
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Prepare sums on the device."""
+        assert isinstance(pl_module, Objective)
+        self.flops: Flops = flops(pl_module.model)
+        self.sources = tuple(trainer.datamodule.recipe.shares)  # type: ignore[attr-defined]
+        empty = [0.0] * (len(PARTS) + len(self.sources) * len(COUNTS))
+        self.sums = torch.tensor(self.totals or empty, dtype=torch.float64, device=pl_module.device)
+        self.step = torch.zeros_like(self.sums)
+        self.shape = torch.zeros(3, dtype=torch.float64, device=pl_module.device)  # rows, positions, pictures
+        self.logged = (self.time_s, float(self.sums[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum()))
+        self.sparse = [i for i, layer in enumerate(pl_module.model.decoder.layers) if isinstance(layer.ffn, MoE)]
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last step: it was not spent on training."""
+        self.mark_s = time.monotonic()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the line of a validation."""
+        values = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self._write(trainer, "val", values)
+        self.restart_clock()
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Take note of the rates of this step; by its end they are the next one's."""
+        groups = sorted(optimizer.param_groups, key=lambda group: group["lr"])
+        self.rates = {f"lr/{group['part']}": float(group["lr"]) for group in groups}  # the highest of a part stays
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Count the micro-batch; at the end of a step, add up ranks, and write when it is time."""
+        assert isinstance(pl_module, Objective)
+        self.step += torch.cat([self._flops_of(batch), _counts(batch).flatten()])
+        rows, images = batch.tokens_BT.shape[0], batch.images_ICHW.shape[0]
+        self.shape += self.shape.new_tensor([rows, batch.tokens_BT.numel(), images])
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        step, shape = pl_module.over_ranks(self.step), pl_module.over_ranks(self.shape)
+        self.sums += step
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+            self._log(trainer, pl_module, step, shape)
+        now_s = time.monotonic()
+        self.time_s, self.mark_s = self.time_s + now_s - self.mark_s, now_s
+        self.step.zero_()
+        self.shape.zero_()
+
+    def _log(self, trainer: lightning.Trainer, module: Objective, step: Tensor, shape: Tensor) -> None:
+        losses = _losses(module, self.sources)
+        load_LE = module.over_ranks(module.step_sums.load_LE) if module.step_sums else torch.zeros(0, 0)
+        rows, places, images = shape.tolist()
+        counted = step[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum().item()
+        time_s = self.time_s + time.monotonic() - self.mark_s
+        positions = self._positions()
+        speed = (positions - self.logged[1]) / max(1e-9, time_s - self.logged[0])
+        self.logged = (time_s, positions)
+        epochs = (module.trainer.datamodule.state or {}).get("epochs", {})  # type: ignore[attr-defined]
+        values = {
+            **losses,
+            **self.rates,
+            "positions_per_s": speed,
+            "padding": 1 - counted / places,
+            "images_per_row": images / rows,
+            **self._mix(),
+            **{f"epochs/{source}": value for source, value in epochs.items()},
+        }
+        self._write(trainer, "train", values, time_s)
+        if load_LE.numel():
+            load = (load_LE / load_LE.sum(-1, keepdim=True)).tolist()
+            self._write(trainer, "experts", {"load": load, "layers": self.sparse}, time_s)
+
+    def _positions(self) -> float:
+        return float(self._by_source()[:, -1].sum())
+
+    def _by_source(self) -> Tensor:
+        return self.sums[len(PARTS) :].view(-1, len(COUNTS)).cpu()
+
+    def _mix(self) -> dict[str, float]:
+        counts = self._by_source()
+        shares = counts / counts.sum(0).clamp(min=1)
+        return {
+            f"mix/{name}/{source}": float(shares[i, j])
+            for j, name in enumerate(COUNTS)
+            for i, source in enumerate(self.sources)
+        }
+
+    def _flops_of(self, batch: Batch) -> Tensor:
+        whole, without = self.flops.training(batch), self.flops.training(batch, encoder=False)
+        connector = whole.new_tensor(3 * len(batch.images_ICHW) * self.flops.connector)
+        return torch.stack([whole - without, connector, without - connector])
+
+    def _write(
+        self, trainer: lightning.Trainer, split: str, values: Mapping[str, Any], time_s: float | None = None
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        spent = self.sums[: len(PARTS)].tolist()
+        cumulative = {"positions": int(self._positions()), "flops": sum(spent)}
+        run = Run(trainer.default_root_dir)
+        run.log(split, trainer.global_step, time_s=self.time_s if time_s is None else time_s, **cumulative, **values)
+        run.update(flops_parts={part: value / sum(spent) for part, value in zip(PARTS, spent, strict=True)})
+        plain = {f"{split}/{name}": value for name, value in values.items() if isinstance(value, float)}
+        for logger in trainer.loggers:
+            logger.log_metrics(plain, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What counts from the start."""
+        return {"time_s": self.time_s, "totals": self.sums.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.time_s, self.totals = state_dict["time_s"], state_dict["totals"]
+
+
+def _losses(module: Objective, sources: tuple[str, ...]) -> dict[str, float]:
+    sums = module.step_sums
+    assert sums is not None
+    scalars = torch.stack([sums.cross_entropy, sums.targets, sums.balance, sums.z, sums.tokens]).double()
+    by_source = torch.stack([sums.cross_entropy_S, sums.targets_S]).double()
+    cross_entropy, targets, balance, z, tokens = module.over_ranks(scalars).tolist()
+    values = {"loss": cross_entropy / max(1, targets)}
+    for source, loss, count in zip(sources, *module.over_ranks(by_source).tolist(), strict=True):
+        if count:
+            values[f"loss/{source}"] = loss / count
+    if sums.load_LE.numel():
+        values |= {"balance": balance / tokens, "z": z / tokens}
+    return values
+
+
+def _counts(batch: Batch) -> Tensor:
+    """Documents, text tokens, image tokens and positions of each source, float64[S, 4]."""
+    valid_BT, image_BT = batch.segments_BT > 0, batch.tokens_BT == IMAGE
+    counts = torch.zeros(len(batch.sources), len(COUNTS), dtype=torch.float64, device=valid_BT.device)
+    first_BT = valid_BT & (batch.positions_BT == 0)
+    columns = torch.stack([first_BT, valid_BT & ~image_BT, image_BT, valid_BT], dim=-1).double()
+    return counts.index_add(0, batch.sources_BT.flatten(), columns.flatten(0, 1))
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,128 @@
+"""The objective, the same for pre-training and instruction tuning: what the targets say is what is learned."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from mm1.batch import Batch
+from mm1.errors import UserError
+from mm1.model.loss import LossSums
+from mm1.model.mm1 import MM1
+from mm1.model.stored import FORMAT, check_fits, read
+from mm1.train.held_out import HeldOutLoss
+from mm1.train.optim import AdamW
+
+
+class Objective(lightning.LightningModule):
+    """Next-token cross-entropy on learned text plus the routers' losses, per target of the *global* batch.
+
+    Args:
+        model: The model, built empty (on the meta device) or filled.
+        optimizer: Optimizer and schedule, rates by part.
+        seed: Decides the initial weights.
+        init_from: Checkpoint whose weights are taken over, with a new optimizer and schedule.
+    """
+
+    def __init__(
+        self, model: MM1, optimizer: AdamW | None = None, *, seed: int = 0, init_from: Path | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer = optimizer or AdamW()
+        self.seed, self.init_from = seed, init_from
+        self.window: Tensor = torch.ones(2, device="cpu")
+        self.step_sums: LossSums | None = None
+
+    def configure_model(self) -> None:
+        """Give an empty model its weights: random, then published ones, then ``init_from``'s. May run twice."""
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            self.model.to_empty(device=self.trainer.strategy.root_device)
+            self.model.init_weights(self.seed)
+            if self.trainer.ckpt_path is None and self.init_from is None:
+                self.model.load_pretrained()
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            self._take_over(self.init_from)
+        self.optimizer.freeze(self.model)
+
+    def _take_over(self, path: Path) -> None:
+        found = read(path)
+        check_fits(found.weights, self.model.state_dict(), f"{path} does not fit model.model of this run")
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        if tokenizer.proto != found.tokenizer:
+            raise UserError(
+                f"{path} was trained with another tokenizer than {self.trainer.datamodule.recipe.corpus} was written "  # type: ignore[attr-defined]
+                f"with, its ids would mean other words; write the shards of data.corpus with the checkpoint's tokenizer"
+            )
+        self.model.load_state_dict(found.weights)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The micro-batch's share of the step's loss.
+
+        Ranks average gradients and Lightning divides by the micro-batches, so both are multiplied back: any split of
+        a global batch has the same gradient.
+        """
+        micro_batches = self.trainer.accumulate_grad_batches
+        if batch_idx % micro_batches == 0:
+            self.window = self.over_ranks(torch.tensor([batch.window_targets, batch.window_tokens], device=self.device))
+            self.step_sums = None
+        sums = self.model.losses(batch)
+        self.step_sums = _added(self.step_sums, sums)
+        targets, tokens = self.window.clamp(min=1)
+        return (sums.cross_entropy / targets + sums.router / tokens) * (self.trainer.world_size * micro_batches)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Tell the data what has been trained on."""
+        self.trainer.datamodule.trained(batch)  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a new sum of held-out losses."""
+        self.held_out = HeldOutLoss()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Held-out loss with the right pictures and with wrong ones."""
+        self.held_out.add(self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/loss``, ``val/loss/<source>``, ``val/sight_gap`` and ``val/sight_gap/<source>``."""
+        values = self.held_out.summary(self.over_ranks, self.device)
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the steps of this run.
+
+        Raises:
+            UserError: The run has no end, so there is no cosine to it.
+        """
+        if self.trainer.max_steps <= 0:
+            raise UserError(f"trainer.max_steps is {self.trainer.max_steps}; expected the number of steps to train")
+        optimizer, schedule = self.optimizer(self.model, self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not fit, before anything is overwritten.
+
+        Raises:
+            UserError: Another format, or tensors that are missing, left over or misshaped.
+        """
+        path, found = self.trainer.ckpt_path, checkpoint.get("mm1", {}).get("format")
+        if found != FORMAT:
+            raise UserError(f"{path} has checkpoint format {found}; this version resumes from format {FORMAT}")
+        check_fits(checkpoint["state_dict"], self.state_dict(), f"{path} does not fit model.model of this run")
+
+    def over_ranks(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        return self.trainer.strategy.reduce(tensor, reduce_op="sum")
+
+
+def _added(total: LossSums | None, sums: LossSums) -> LossSums:
+    """Sums over micro-batches, cut from the graph."""
+    parts = {f.name: getattr(sums, f.name).detach() for f in fields(LossSums)}
+    if total is not None:
+        parts = {name: getattr(total, name) + part for name, part in parts.items()}
+    return LossSums(**parts)

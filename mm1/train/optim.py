@@ -1,0 +1,172 @@
+"""AdamW with a warm-up and a cosine, settable part by part, and the rate that MM1's law gives (MM1 section 3.4).
+
+    eta(N) = exp(-0.4214 ln N - 0.5535)        N: non-embedding parameters of the decoder, for an MoE of its dense twin
+
+MM1 states its decay as 0.1 eta; its framework does not multiply decay by the rate, torch does, so ``weight_decay=0.1``
+is the same at every size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mm1.errors import UserError
+from mm1.model.count import parameters
+from mm1.model.mm1 import MM1
+
+log = logging.getLogger(__name__)
+
+SLOPE, INTERCEPT = -0.4214, -0.5535
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRule:
+    """What is different for some parameters.
+
+    Args:
+        lr: Peak rate of their own; None keeps the optimizer's.
+        lr_scale: Factor on the peak rate.
+        weight_decay: Decay of their own; None keeps the optimizer's.
+        warmup_steps: Warm-up of their own; None keeps the optimizer's.
+        frozen: Whether they are not trained at all.
+    """
+
+    lr: float | None = None
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    warmup_steps: int | None = None
+    frozen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW, linear warm-up, cosine to a final share of the peak.
+
+    Args:
+        lr: Peak rate, or ``law`` for what the law gives for this decoder.
+        weight_decay: Decoupled decay; never on vectors (norms, biases), position tables and class tokens.
+        betas: Decay of the first and second moment.
+        eps: Added to the denominator.
+        warmup_steps: Steps of linear warm-up.
+        final_share: Rate at the last step as a share of the peak.
+        parts: Rules by part (``vision``, ``connector``, ``decoder``) or by pattern of parameter names
+            (``vision.*.bias``); where several match a parameter, the last one holds.
+        law_file: YAML with ``slope`` and ``intercept`` of another law, as ``mm1-study lr-law`` writes it.
+    """
+
+    lr: float | Literal["law"] = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    final_share: float = 0.1
+    parts: dict[str, PartRule] = field(default_factory=dict)
+    law_file: str | None = None
+
+    def freeze(self, model: MM1) -> None:
+        """Freeze what rules freeze; before the model is wrapped for several ranks, which take note of what learns.
+
+        Raises:
+            UserError: A rule that matches no parameter, or nothing left to train.
+        """
+        for _, _, parameter, rule in self._ruled(model):
+            if rule.frozen:
+                parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError("model.optimizer.parts freezes every parameter; expected something left to train")
+
+    def __call__(self, model: MM1, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The optimizer of what learns in ``model`` and its schedule over ``steps`` optimizer steps."""
+        peak = law(model, self.law_file) if self.lr == "law" else float(self.lr)
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for part, name, parameter, rule in self._ruled(model):
+            if not parameter.requires_grad:
+                continue
+            lr = (peak if rule.lr is None else rule.lr) * rule.lr_scale
+            decay = self.weight_decay if rule.weight_decay is None else rule.weight_decay
+            decay = decay if decays(name, parameter) else 0.0
+            warmup_steps = self.warmup_steps if rule.warmup_steps is None else rule.warmup_steps
+            group = {"params": [], "lr": lr, "weight_decay": decay, "part": part, "warmup_steps": warmup_steps}
+            groups.setdefault((part, lr, decay, warmup_steps), group)["params"].append(parameter)
+        optimizer = torch.optim.AdamW(list(groups.values()), lr=peak, betas=self.betas, eps=self.eps)
+        schedules = [self._schedule(group["warmup_steps"], steps) for group in groups.values()]
+        return optimizer, LambdaLR(optimizer, schedules)
+
+    def _ruled(self, model: MM1) -> Iterator[tuple[str, str, nn.Parameter, PartRule]]:
+        named = [(_part_of(name), name, parameter) for name, parameter in model.named_parameters()]
+        for pattern in self.parts:
+            if not any(_matches(pattern, part, name) for part, name, _ in named):
+                raise UserError(
+                    f"model.optimizer.parts.{pattern} matches no parameter; expected a part "
+                    f"({', '.join(model.parts())}) or a pattern such as vision.*.bias"
+                )
+        for part, name, parameter in named:
+            rules = [rule for pattern, rule in self.parts.items() if _matches(pattern, part, name)]
+            yield part, name, parameter, rules[-1] if rules else PartRule()
+
+    def _schedule(self, warmup_steps: int, steps: int) -> Any:
+        def share(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / warmup_steps
+            along = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+            return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * along))
+
+        return share
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay touches a parameter: matrices and filters do, vectors, position tables and tokens do not."""
+    apart = ("position", "pos_embed", "positional_embedding", "class_embedding", "cls_token")
+    return parameter.ndim >= 2 and not any(word in name for word in apart)
+
+
+def law(model: MM1, law_file: str | None = None) -> float:
+    """The peak rate that the law gives for this decoder, announced with what the law was fitted for.
+
+    Raises:
+        UserError: ``law_file`` cannot be read as slope and intercept.
+    """
+    slope, intercept = (SLOPE, INTERCEPT) if law_file is None else _read_law(Path(law_file))
+    size = parameters(model).dense_twin
+    rate = math.exp(slope * math.log(size) + intercept)
+    log.warning(
+        "learning rate by law: exp(%.4f ln %d - %.4f) = %.3g for a decoder of %.4g M non-embedding parameters%s",
+        slope,
+        size,
+        -intercept,
+        rate,
+        size / 1e6,
+        "; MM1 fitted it for continued pre-training at 2M positions a batch, elsewhere it is a guess"
+        if law_file is None
+        else f", fitted in {law_file}",
+    )
+    return rate
+
+
+def _read_law(path: Path) -> tuple[float, float]:
+    try:
+        fitted: Mapping[str, Any] = yaml.safe_load(path.read_text())
+        return float(fitted["slope"]), float(fitted["intercept"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model.optimizer.law_file {path} gives no law ({error}); expected YAML with slope and intercept"
+        ) from None
+
+
+def _part_of(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _matches(pattern: str, part: str, name: str) -> bool:
+    return pattern == part or fnmatch(name, pattern)
