@@ -29,7 +29,7 @@ def build(config: dict[str, Any] | str | Path, device: str = "meta") -> MM1:
     parser.add_argument("--model", type=MM1, required=True)
     try:
         with torch.device(device):
-            return parser.instantiate_classes(parser.parse_object({"model": value})).model
+            return parser.instantiate(parser.parse_object({"model": value})).model
     except ArgumentError as error:
         raise UserError(f"{origin} does not describe a model: {_one_line(error)}") from None
 

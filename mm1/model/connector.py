@@ -29,12 +29,12 @@ class Connector(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, grid: int, tokens: int) -> None:
         super().__init__()
-        self.d_in, self.d_out, self.grid, self.tokens, self.side = d_in, d_out, grid, tokens, isqrt(tokens)
-        if tokens < 1 or self.side**2 != tokens:
+        if tokens < 1 or isqrt(tokens) ** 2 != tokens:
             raise UserError(
                 f"the connector is to make {tokens} tokens per picture; expected a square such as 64 or 144 "
                 f"(model.connector.init_args.tokens)"
             )
+        self.d_in, self.d_out, self.grid, self.tokens, self.side = d_in, d_out, grid, tokens, isqrt(tokens)
 
     def forward(self, patches_IPV: Tensor) -> Tensor:
         """[I, P, V] -> [I, N, D]."""
