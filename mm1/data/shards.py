@@ -199,6 +199,7 @@ class ShardWriter:
         if self._tar is not None and failed is None:
             self._finish()
         elif self._tar is not None:
+            self._tar.close()
             self._file.close()
             Path(self._file.name).unlink()
 

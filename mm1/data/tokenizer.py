@@ -62,7 +62,8 @@ class Tokenizer:
         self.eos: int = self._pieces.eos_id()
         if min(self.bos, self.eos) < 0:
             raise UserError(f"{where} has begin id {self.bos} and end id {self.eos}; expected a model that has both")
-        self.pad: int = max(self._pieces.pad_id(), 0) or max(self._pieces.unk_id(), 0)
+        pad = self._pieces.pad_id()
+        self.pad: int = pad if pad >= 0 else self._pieces.unk_id()
         self._count = functools.lru_cache(maxsize=2048)(lambda text: len(self.encode(text)))
         self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]
 
@@ -129,7 +130,9 @@ def _reason(message: str, vocabulary: int) -> str:
         return f"this text fills at most {limit} ids, not {vocabulary}: set vocabulary to {limit} or less"
     if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
         limit = smallest[1]
-        return f"the characters of this text alone take {limit} ids, not {vocabulary}: set vocabulary above {limit}"
+        return (
+            f"the characters of this text alone take {limit} ids, not {vocabulary}: set vocabulary to {limit} or more"
+        )
     if "sentences_.empty" in message:
         return "there is no text to train a tokenizer on; expected a corpus folder with captions, documents or text"
     return f"sentencepiece cannot train a vocabulary of {vocabulary}: {message}"
