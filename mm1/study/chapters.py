@@ -14,6 +14,7 @@ from mm1.study.compare import BUDGETS, Side, Trained, at_equal, differences, ord
 from mm1.study.plots import Curve, Score
 from mm1.study.samples import samples
 
+IN_CONTEXT = "icl"  # questions about words that only the prompt defines; its blind arm swaps the definitions
 METRICS = {"vqa_accuracy": "VQA accuracy, %", "cider": "CIDEr × 100"}
 POSITIONS = "positions seen, text and image"
 AXES = {"positions": POSITIONS, "flops": "training FLOPs, all parts", "time_s": "seconds of training"}
@@ -45,17 +46,23 @@ def chapter(sides: Sides, pair: Pair) -> dict[str, Any]:
     }
 
 
+def main_task(run: Trained) -> tuple[str, str, dict[str, Any]] | None:
+    """Evaluation, name and scores of the largest set of questions that a run answered without examples."""
+    asked = [found for found in _tasks(run) if found[2]["metric"] == "vqa_accuracy" and found[1] != IN_CONTEXT]
+    return max((found for found in asked if "0" in found[2]["shots"]), key=lambda found: found[2]["n"], default=None)
+
+
 def headline(sides: Sides) -> list[dict[str, Any]]:
-    """The score that matters most, large: 0-shot VQA of each side's last run, beside what needs no picture."""
+    """The score that matters most, large: that of the main task, beside what needs no picture."""
     found = []
     for side in sides:
-        for evaluation, name, task in _tasks(side.runs[-1]):
-            score = task["shots"].get("0")
-            if task["metric"] == "vqa_accuracy" and score:
-                beside = {"the swapped picture": score["blind"], "the question alone": task.get("question_only")}
-                known = {told: value for told, value in beside.items() if value is not None}
-                where = f"{_words(name)}, {_words(evaluation)}"
-                found.append({"side": side, "value": score["sighted"], "n": task["n"], "where": where, "beside": known})
+        if main := main_task(side.runs[-1]):
+            evaluation, name, task = main
+            score = task["shots"]["0"]
+            beside = {"a swapped picture": score["blind"], "the question alone": task.get("question_only")}
+            known = {told: value for told, value in beside.items() if value is not None}
+            where = f"{_words(name)}, {_words(evaluation)}"
+            found.append({"side": side, "value": score["sighted"], "n": task["n"], "where": where, "beside": known})
     return found
 
 
@@ -152,7 +159,9 @@ def speed(sides: Sides, pair: Pair) -> dict[str, Any] | None:
     curves = [Curve(side.name, side.key, *run.curve("positions_per_s", "train")) for side, run in _both(sides, pair)]
     if not any(curve.y for curve in curves):
         return None
-    drawn = plots.lines(curves, POSITIONS, "positions a second", f"Throughput: {_told(curves, 0)}.", digits=0)
+    drawn = plots.lines(
+        curves, POSITIONS, "positions a second", f"Throughput: {_told(curves, 0)}.", zero=True, digits=0
+    )
     return {"title": pair[0].name, "svg": Markup(drawn)}
 
 
@@ -207,8 +216,11 @@ def score_panels(sides: Sides, pair: Pair) -> list[dict[str, Any]]:
                 row = {"side": side, "shots": shots, "margin": score["sighted"] - guess, "against": told, **score}
                 panel["rows"].append(row)
     for (evaluation, name), panel in panels.items():
+        if name == IN_CONTEXT:
+            panel["warnings"].insert(0, "swapped here means that the pictures which define the words changed places")
         panel["rows"].sort(key=lambda row: (int(row["shots"]), row["side"].key))
-        panel |= {"title": _words(name), "evaluation": _words(evaluation), "metric": METRICS[panel["task"]["metric"]]}
+        title = "made-up words" if name == IN_CONTEXT else _words(name)
+        panel |= {"title": title, "evaluation": _words(evaluation), "metric": METRICS[panel["task"]["metric"]]}
         panel["svg"] = Markup(_score_chart(panel))
     return list(panels.values())
 

@@ -15,6 +15,7 @@ from mm1.runs import Run
 
 # Data settings that do not decide which batches come in which order; nor do ranks and micro-batches (mm1.data.streams).
 HARMLESS = ("workers", "threads", "val_batch_rows")
+KINDS = {"pretrain": "pre-training", "sft": "instruction tuning"}
 BUDGETS = {"positions": "positions", "flops": "FLOPs", "time_s": "seconds"}
 
 
@@ -23,7 +24,7 @@ class Trained:
     """One run folder, read.
 
     Args:
-        name: What the page calls it: ``pre-training``, ``instruction tuning``, or the kind that the run says.
+        name: What the page calls it: ``pre-training`` or ``instruction tuning``, as the run says.
         about: run.json.
         config: config.yaml, flattened to dotted keys.
         train: Metric lines of this split; ``val`` and ``experts`` likewise.
@@ -54,9 +55,8 @@ class Trained:
             raise UserError(f"{run.metrics} holds no metrics; expected a run that mm1-train has trained for some steps")
         config = yaml.safe_load(run.config.read_text()) if run.config.exists() else {}
         by_split = {split: [line for line in lines if line["split"] == split] for split in ("train", "val", "experts")}
-        return cls(
-            name or str(about["kind"]), about, dict(_flat(config)), **by_split, scores=run.scores(), folder=folder
-        )
+        called = name or KINDS.get(about["kind"], about["kind"])
+        return cls(called, about, dict(_flat(config)), **by_split, scores=run.scores(), folder=folder)
 
     def curve(self, key: str, split: str = "val", by: str = "positions") -> tuple[list[float], list[float]]:
         """Points (x, y) of a named number over ``positions``, ``flops`` or ``time_s``."""

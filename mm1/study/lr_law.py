@@ -20,7 +20,7 @@ from scipy import stats
 
 from mm1.errors import UserError
 from mm1.study.lr_grid import Grid, run_grid
-from mm1.study.plots import COLOURS, STYLE, canvas
+from mm1.study.plots import COLOURS, STYLE, canvas, count
 
 PUBLISHED_SLOPE, PUBLISHED_INTERCEPT = -0.4214, -0.5535
 REACH = 2  # rates on each side of the best one that the parabola sees
@@ -124,9 +124,8 @@ def draw(law: Law, asked: list[float], path: Path) -> None:
         axes.loglog(*zip(*law.points, strict=True), "o", color=COLOURS["a"], markersize=4.5)
         for size in asked:
             axes.loglog(size, law.rate(size), "o", color=COLOURS["a"], markerfacecolor=COLOURS["paper"], markersize=5.5)
-            axes.annotate(
-                f"{law.rate(size):.2g}", (size, law.rate(size)), xytext=(0, 8), textcoords="offset points", ha="center"
-            )
+            told = f"{law.rate(size):.2g} at {count(size)}"
+            axes.annotate(told, (size, law.rate(size)), xytext=(-5, -11), textcoords="offset points", ha="right")
         axes.annotate("fitted", (x[0], law.rate(x[0])), xytext=(2, 6), textcoords="offset points", color=COLOURS["a"])
         published = math.exp(PUBLISHED_SLOPE * math.log(x[-1]) + PUBLISHED_INTERCEPT)
         axes.annotate(

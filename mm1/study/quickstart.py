@@ -6,16 +6,18 @@ Every step is a door started as a process, the same that a big run uses. The two
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 from mm1.errors import UserError
 from mm1.runs import Run, read_json
+from mm1.study.chapters import main_task
 from mm1.study.compare import Side, Trained
 from mm1.study.report import render
 from mm1.study.stages import Stage, Stages
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MODELS = {"dense": "tiny.yaml", "moe": "tiny_moe.yaml"}
+NAMES = {"dense": "Dense", "moe": "MoE"}
 BAR_POINTS, BAR_QUESTIONS = 20.0, 400
 
 
@@ -54,81 +56,69 @@ def quickstart(
 
 
 def stages(data: Path | None, out: Path, worlds: int) -> list[Stage]:
-    """The job as a list; of the stages that could start, the first does, so the two models run side by side."""
+    """The job as a list; of the stages that could start the first does, so that the two models run side by side."""
     raw, corpus = data or out / "scenes", out / "corpus"
-    models = ("dense", "moe")
-    base = {side: Run(out / side) for side in models}
-    chat = {side: Run(out / f"{side}-chat") for side in models}
-    job = []
-    if data is None:
-        scenes = ("data_pipelines", "scenes", str(raw), "--worlds", str(worlds), "--seed", "0")
-        job += [Stage("scenes", scenes, says="draw the generated world", writes=(raw,))]
-    given = ("--data", str(raw), "--out", str(corpus))
-    tokenizer = ("data_pipelines", "tokenizer", *given, "--vocabulary", "2048")
-    rows = ("--row-tokens", "512", "--tokens-per-image", "16", "--images-per-row", "16", "--image-px", "64")
+    rows = {"row_tokens": 512, "images_per_row": 16, "tokens_per_image": 16, "image_px": 64}  # as configs/model/tiny
+    draw = door("data_pipelines", "scenes", raw, worlds=worlds, seed=0)
+    spell = door("data_pipelines", "tokenizer", data=raw, out=corpus, vocabulary=2048)
+    write = door("data_pipelines", "shards", data=raw, out=corpus, **rows)
+    asked = "chat" if data is None else "chat_llava"
+    job = [] if data else [Stage("scenes", draw, says="draw the generated world", writes=(raw,))]
     job += [
-        Stage(
-            "tokenizer",
-            tokenizer,
-            after=tuple(stage.name for stage in job),
-            says="train the tokenizer",
-            writes=(corpus,),
-        ),
-        Stage("shards", ("data_pipelines", "shards", *given, *rows), after=("tokenizer",), says="write shards"),
+        Stage("tokenizer", spell, after=tuple(stage.name for stage in job), says="train a tokenizer", writes=(corpus,)),
+        Stage("shards", write, after=("tokenizer",), says="write shards"),
     ]
-    job += [_train(f"{m}-pretrain", m, "tiny_pretrain", base[m], corpus, after="shards") for m in models]
-    job += [_train(f"{m}-sft", m, "tiny_sft", chat[m], corpus, after=f"{m}-pretrain", start=base[m]) for m in models]
-    job += [_score(f"{m}-fewshot", m, "fewshot", base[m], raw, after=f"{m}-pretrain") for m in models]
-    job += [_score(f"{m}-chat", m, "chat", chat[m], raw, after=f"{m}-sft") for m in models]
-    return job
+    of_each = [_of_model(name, base, chat, raw, corpus, asked) for name, base, chat in models(out)]
+    return job + [stage for side_by_side in zip(*of_each, strict=True) for stage in side_by_side]
 
 
-def _train(name: str, side: str, recipe: str, run: Run, corpus: Path, after: str, start: Run | None = None) -> Stage:
-    model = {"dense": "tiny", "moe": "tiny_moe"}[side]
-    command = ["mm1.train", "fit", "--config", str(CONFIGS / "train" / f"{recipe}.yaml")]
-    command += ["--model.model", str(CONFIGS / "model" / f"{model}.yaml")]
-    command += ["--run", str(run.folder), "--data.corpus", str(corpus)]
-    if start is not None:
-        command += ["--init-from", str(start.last)]
-    says = "pre-train" if start is None else "instruction-tune"
-    return Stage(name, tuple(command), (after,), side, says, (run.folder,), partial(_progress, run))
+def _of_model(name: str, base: Run, chat: Run, raw: Path, corpus: Path, asked: str) -> list[Stage]:
+    train = {"model.model": CONFIGS / "model" / MODELS[name], "data.corpus": corpus}
+    pretrain, tune = fit("tiny_pretrain", base, train), fit("tiny_sft", chat, {**train, "init_from": base.last})
+    fewshot, answer = score("fewshot", base, raw), score(asked, chat, raw, shots=[0])
+    return [
+        Stage(f"{name}-pretrain", pretrain, ("shards",), name, "pre-train", (base.folder,)),
+        Stage(f"{name}-sft", tune, (f"{name}-pretrain",), name, "instruction-tune", (chat.folder,)),
+        Stage(f"{name}-fewshot", fewshot, (f"{name}-pretrain",), name, "score 0, 4, 8 shots"),
+        Stage(f"{name}-chat", answer, (f"{name}-sft",), name, "score after tuning"),
+    ]
 
 
-def _progress(run: Run) -> str:
-    """Where a training run is, in a few words."""
-    lines = run.history("train")
-    return f"step {lines[-1]['step']}, loss {lines[-1]['loss']:.3f}" if lines else ""
+def door(module: str, command: str, *given: object, **options: object) -> tuple[str, ...]:
+    """The words after ``python -m`` of a door's command line."""
+    named = (word for name, value in options.items() for word in (f"--{name}", str(value)))
+    return (module, command, *map(str, given), *named)
 
 
-def _score(name: str, side: str, config: str, run: Run, raw: Path, after: str) -> Stage:
-    out = run.folder / "eval" / config
-    settings = CONFIGS / "eval" / f"{config}.yaml"
-    command = ("eval", "run", str(run.last), "--data", str(raw), "--config", str(settings), "--out", str(out))
-    says = "score, 0/4/8 shots" if config == "fewshot" else "score after tuning"
-    return Stage(name, command, (after,), side, says, (out,))
+def fit(recipe: str, run: Run, options: dict[str, Path]) -> tuple[str, ...]:
+    """Training by ``configs/train/<recipe>.yaml`` into ``run``."""
+    return door("mm1.train", "fit", config=CONFIGS / "train" / f"{recipe}.yaml", run=run.folder, **options)
+
+
+def score(settings: str, run: Run, raw: Path, **options: object) -> tuple[str, ...]:
+    """Scoring of the newest checkpoint of ``run`` by ``configs/eval/<settings>.yaml``."""
+    where = {"data": raw, "config": CONFIGS / "eval" / f"{settings}.yaml", "out": run.folder / "eval" / settings}
+    return door("eval", "run", run.last, **where, **options)
+
+
+def models(out: Path) -> list[tuple[str, Run, Run]]:
+    """Name, pre-training run and instruction-tuning run of both models."""
+    return [(name, Run(out / name), Run(out / f"{name}-chat")) for name in MODELS]
 
 
 def report(out: Path, data: Path | None) -> Path:
     """Write report.html from what the stages left in ``out``."""
-    names = {"dense": "Dense", "moe": "MoE"}
-    sides = tuple(
-        Side(
-            key,
-            names[m],
-            (Trained.read(out / m, "pre-training"), Trained.read(out / f"{m}-chat", "instruction tuning")),
-        )
-        for key, m in (("a", "dense"), ("b", "moe"))
+    a, b = (
+        Side(key, NAMES[name], (Trained.read(base.folder), Trained.read(chat.folder)))
+        for key, (name, base, chat) in zip("ab", models(out), strict=True)
     )
-    about = (
-        "Trained and scored on scenes, a generated world of drawn pictures; its test worlds were never trained on."
-        if data is None
-        else f"Trained and scored on the data in {data.resolve().name}, apart from what it marks as held out or scored."
-    )
+    generated = "scenes, a generated world of drawn pictures; its test worlds were never trained on"
+    given = f"{data.resolve().name if data else ''}, apart from what it marks as held out or scored"
     return render(
-        (sides[0], sides[1]),
+        (a, b),
         out / "report.html",
         title="Dense beside MoE",
-        data=about,
+        data=f"Trained and scored on {given if data else generated}.",
         phases=read_json(out / "phases.json", "the times of the stages"),
         corpus=read_json(out / "corpus" / "manifest.json", "a corpus written by mm1-data shards"),
         beside=(os.cpu_count() or 1) > 1,
@@ -141,20 +131,16 @@ def check_bar(out: Path) -> None:
     Raises:
         UserError: What was reached, and what was expected.
     """
-    for model in ("dense", "moe"):
-        tasks = Run(out / f"{model}-chat").scores()["chat"]["tasks"]
-        vqa = [task for task in tasks.values() if task["metric"] == "vqa_accuracy" and task["n"] >= BAR_QUESTIONS]
-        if not vqa:
-            raise UserError(
-                f"{model}: no VQA task with {BAR_QUESTIONS} questions was scored; expected one (--assert-bar)"
-            )
-        score = vqa[0]["shots"]["0"]
-        margin = score["sighted"] - max(score["blind"], vqa[0]["question_only"])
+    for model, _, chat in models(out):
+        main = main_task(Trained.read(chat.folder))
+        n, task = (main[2]["n"], main[2]) if main else (0, {})
+        if n < BAR_QUESTIONS:
+            raise UserError(f"{model} was scored on {n} questions; expected at least {BAR_QUESTIONS} (--assert-bar)")
+        score = task["shots"]["0"]
+        margin = score["sighted"] - max(score["blind"], task["question_only"])
         if margin < BAR_POINTS:
             raise UserError(
                 f"{model}: {score['sighted']:.1f} % with the right picture is {margin:.1f} points over the higher of "
                 f"blind arm and question-only baseline; expected at least {BAR_POINTS:.0f} (--assert-bar)"
             )
-        print(
-            f"{model}: {margin:.1f} points over the higher of blind arm and question-only baseline, n = {vqa[0]['n']}"
-        )
+        print(f"{model}: {margin:.1f} points over the higher of blind arm and question-only baseline, n = {n}")

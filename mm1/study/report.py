@@ -123,10 +123,9 @@ def corpus_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What the shards hold: a row per stream with documents, text tokens and pictures for training and held out."""
     rows = []
     for stream, splits in manifest["streams"].items():
-        train, val = splits.get("train", {}), splits.get("val", {})
-        dropped = train.get("dropped") or {}
-        row = {key: train.get(key) for key in ("documents", "text_tokens", "images", "cuts")}
-        rows.append({"stream": stream, **row, "held_out": val.get("documents"), "dropped": sum(dropped.values())})
+        counts = {key: splits["train"].get(key) for key in ("documents", "text_tokens", "images", "cuts")}
+        dropped = {reason: found["count"] for reason, found in splits.get("dropped", {}).items()}
+        rows.append({"stream": stream, **counts, "held_out": splits["val"]["documents"], "dropped": dropped})
     return rows
 
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,7 +37,6 @@ class Stage:
         side: ``dense``, ``moe`` or empty; how progress lines and the report group it.
         says: What it does, for people.
         writes: Folders that are its own, emptied when it starts anew.
-        progress: Gives the newest word on how far it is; the last line of its log if not given.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Stage:
     side: str = ""
     says: str = ""
     writes: tuple[Path, ...] = ()
-    progress: Callable[[], str] | None = None
 
 
 @dataclass
@@ -171,9 +169,8 @@ class Stages:
 
     def _show(self, running: list[_Running]) -> None:
         for one in running:
-            said = [one.stage.progress()] if one.stage.progress else _tail(one.log, 1)
-            if any(said):
-                self._say(one.stage, said[0][:100])
+            for line in _tail(one.log, 1):
+                self._say(one.stage, line[:100])
 
     def _say(self, stage: Stage, word: str) -> None:
         print(f"{stage.side or 'data':6} {stage.says or stage.name:28} {word}", file=self.screen, flush=True)
