@@ -168,7 +168,7 @@ def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
 
 
 def identity(checkpoint: Path) -> list[Any]:
-    """What tells a checkpoint from another without reading its gigabytes: where it is, its size, when it was written."""
+    """What tells a checkpoint from another without reading all of it: where it is, its size, when it was written."""
     file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     about = file.stat()
     return [str(file.resolve()), about.st_size, about.st_mtime_ns]

@@ -1,0 +1,107 @@
+"""Demonstrations and swaps are functions of the seed and of ids; nothing scored is given away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.fewshot import Demonstrations, blind, derangement
+from eval.pictures import content
+from eval.task import Task, discover
+from mm1.errors import UserError
+
+
+def task_of(data: Path, name: str) -> Task:
+    return next(task for task in discover(data) if task.name == name)
+
+
+def test_demonstrations_depend_on_seed_and_id_alone(data: Path) -> None:
+    task = task_of(data, "vqa/daquar")
+    draws = Demonstrations(task, seed=3)
+    each = {query.id: draws.of(query, 4) for query in task.queries}
+    backwards = replace(task, queries=task.queries[::-1])
+    again = Demonstrations(backwards, seed=3)
+    assert {query.id: again.of(query, 4) for query in backwards.queries} == each
+    limited = task.limited(2, seed=0)
+    assert [Demonstrations(limited, 3).of(query, 4) for query in limited.queries] == [
+        each[q.id] for q in limited.queries
+    ]
+    assert len({tuple(q.id for q in chosen) for chosen in each.values()}) > 1, "all questions got the same"
+    assert {query.id: Demonstrations(task, seed=4).of(query, 4) for query in task.queries} != each
+
+
+def test_a_limit_does_not_shrink_a_pool_of_scored_questions(data: Path) -> None:
+    task = task_of(data, "vqa/mini")
+    limited = task.limited(1, seed=0)
+    query = limited.queries[0]
+    assert Demonstrations(limited, 0).of(query, 3) == Demonstrations(task, 0).of(query, 3)
+
+
+def test_fewer_shots_are_the_first_of_more(data: Path) -> None:
+    task = task_of(data, "captions/mini")
+    draws = Demonstrations(task, seed=0)
+    for query in task.queries:
+        assert draws.of(query, 2) == draws.of(query, 5)[:2]
+
+
+def test_no_demonstration_shows_a_scored_picture_or_another_twice(data: Path) -> None:
+    task = task_of(data, "captions/mini")
+    scored = {content(query.picture) for query in task.queries}
+    assert {content(query.picture) for query in task.train} & scored, "the pool holds scored pictures to keep out"
+    for query in task.queries:
+        shown = [content(demonstration.picture) for demonstration in Demonstrations(task, 0).of(query, 8)]
+        assert not scored & set(shown)
+        assert len(set(shown)) == 8
+
+
+def test_without_a_train_part_the_querys_own_picture_is_left_out(data: Path) -> None:
+    task = task_of(data, "vqa/mini")  # two questions a picture
+    for query in task.queries:
+        shown = Demonstrations(task, 0).of(query, 3)
+        assert content(query.picture) not in {content(demonstration.picture) for demonstration in shown}
+
+
+def test_more_shots_than_pictures_are_refused(data: Path) -> None:
+    task = task_of(data, "vqa/mini")
+    with pytest.raises(UserError, match=r"vqa/mini: 4 shots .* only 3 other pictures .* at most 3"):
+        Demonstrations(task, 0).of(task.queries[0], 4)
+
+
+@given(st.integers(2, 60), st.integers(0, 10_000))
+def test_no_picture_is_mapped_to_itself(count: int, seed: int) -> None:
+    names = [str(at) for at in range(count)]
+    swap = derangement(names, seed)
+    assert sorted(swap.values()) == sorted(names)
+    assert not [name for name in names if swap[name] == name]
+    assert derangement(names, seed) == swap
+
+
+def test_the_blind_arm_swaps_photographs_not_files(data: Path) -> None:
+    """Two files with one content are one photograph: neither may stand in for the other."""
+    first, second = data / "captions_eval/images/0.png", data / "captions_eval/images/1.png"
+    second.write_bytes(first.read_bytes())
+    task = task_of(data, "captions/mini")
+    for seed in range(20):
+        for query in task.queries:
+            shown = blind(task, seed)[query.id]
+            assert shown.picture.read_bytes() != query.picture.read_bytes()
+            assert replace(shown, picture=query.picture) == query, "only the picture changes"
+
+
+def test_made_up_words_trade_their_defining_pictures(data: Path) -> None:
+    task = task_of(data, "icl")
+    for query in task.queries:
+        shown = blind(task, 0)[query.id]
+        assert shown.picture == query.picture
+        assert [item for item in shown.context if isinstance(item, str)] == ["This is a dako.", "This is a wupi."]
+        assert [item for item in shown.context if isinstance(item, Path)] == [query.context[2], query.context[0]]
+
+
+def test_one_picture_has_no_blind_arm(data: Path) -> None:
+    task = task_of(data, "vqa/mini")
+    with pytest.raises(UserError, match=r"one picture.*set arms to \[sighted\]"):
+        blind(replace(task, queries=task.queries[:2]), 0)

@@ -1,0 +1,67 @@
+"""Prompts read as their templates say, before and after instruction tuning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.__main__ import parser
+from eval.prompts import Prompt, Settings, document, spell
+from eval.task import Query
+from mm1.errors import UserError
+from mm1.sample import Text
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "eval").glob("*.yaml"))
+QUERY = Query("1", Path("q.png"), "What is it?", ("cat",), "cat")
+SHOT = Query("2", Path("s.png"), "And this?", ("dog",), "dog")
+CHAT = Settings(style="chat", vqa=Prompt("{image}{question}"), captions=Prompt("{image}Say it."), icl=Prompt("{image}"))
+
+
+def items(query: Query, shots: list[Query], kind: str, settings: Settings) -> list:
+    return document(query, shots, kind, settings, lambda path: path.name.encode())
+
+
+def test_a_plain_prompt_stops_where_the_answer_goes() -> None:
+    expected = "<image>Question: And this? Short answer: dog;<image>Question: What is it? Short answer:"
+    assert spell(items(QUERY, [SHOT], "vqa", Settings(separator=";"))) == expected
+
+
+def test_a_caption_prompt_ends_with_its_picture() -> None:
+    found = items(QUERY, [SHOT], "captions", Settings())
+    assert spell(found) == "<image>dog<image>"
+    assert [item.data for item in found if not isinstance(item, Text)] == [b"s.png", b"q.png"]
+
+
+def test_a_chat_prompt_is_what_instruction_tuning_reads() -> None:
+    expected = "<image>User: And this?\nAssistant:dog</s><image>User: What is it?\nAssistant:"
+    assert spell(items(QUERY, [SHOT], "vqa", CHAT)) == expected
+
+
+def test_a_context_stands_before_the_picture_asked_about() -> None:
+    query = replace(QUERY, context=(Path("a.png"), "This is a dako."))
+    assert spell(items(query, [], "icl", Settings())).startswith("<image>This is a dako.<image>Question:")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (replace(Settings(), vqa=Prompt("{question} {answer}")), "expected {image} once"),
+        (replace(Settings(), vqa=Prompt("{image}{question}")), "style plain expects {answer} at its end"),
+        (replace(CHAT, captions=Prompt("{image}{answer}")), "style chat expects no {answer}"),
+    ],
+)
+def test_templates_that_cannot_be_asked_are_refused(settings: Settings, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings.check()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_complete_and_can_be_asked(path: Path) -> None:
+    whole = parser()
+    arguments = whole.parse_args(["run", "x.ckpt", "--data", "d", "--config", str(path)])
+    names = Settings.__dataclass_fields__
+    Settings(**{name: whole.instantiate_classes(arguments).run[name] for name in names}).check()
+    assert yaml.safe_load(path.read_text()).keys() == names.keys()

@@ -1,0 +1,109 @@
+"""Benchmarks are found by their layout, and what is wrong with a file is said in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eval.task import Task, discover
+from mm1.errors import UserError
+
+SHARED = Path(os.environ.get("MM1_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
+
+
+def by_name(data: Path) -> dict[str, Task]:
+    return {task.name: task for task in discover(data)}
+
+
+def test_every_benchmark_of_a_folder_is_found(data: Path) -> None:
+    tasks = by_name(data)
+    found = {name: (task.metric, len(task.queries), len(task.train)) for name, task in tasks.items()}
+    assert found == {
+        "captions/mini": ("cider", 6, 10),
+        "vqa/mini": ("vqa_accuracy", 8, 0),
+        "vqa/daquar": ("vqa_accuracy", 5, 5),
+        "icl": ("vqa_accuracy", 3, 0),
+    }
+    assert tasks["captions/mini"].queries[2].references == ("a green picture number 2", "a red picture number 2")
+    assert tasks["vqa/mini"].queries[0].answer == "red"
+    assert tasks["vqa/daquar"].queries[0].answer == "wall clock"
+
+
+def test_captions_that_are_never_trained_on_are_no_demonstrations(data: Path) -> None:
+    assert {query.answer for query in by_name(data)["captions/mini"].train} == {f"pool {at}" for at in range(4, 14)}
+
+
+def test_a_limit_chooses_by_seed_and_id_alone(data: Path) -> None:
+    task = by_name(data)["vqa/mini"]
+    some = {query.id for query in task.limited(3, seed=1).queries}
+    more = {query.id for query in task.limited(5, seed=1).queries}
+    assert len(some) == 3
+    assert some < more
+    assert {frozenset(q.id for q in task.limited(3, seed).queries) for seed in range(8)} != {frozenset(some)}
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_missing_pictures_are_named(data: Path) -> None:
+    (data / "captions_eval/images/3.png").unlink()
+    with pytest.raises(UserError, match=r"mini\.json names 1 pictures that do not exist, the first is .*3\.png"):
+        discover(data)
+
+
+def test_a_question_without_answers_is_named(data: Path) -> None:
+    edit(data / "vqa/mini/annotations.json", lambda value: value["annotations"].pop(2))
+    with pytest.raises(UserError, match="no answers to question 102"):
+        discover(data)
+
+
+def test_ids_that_stand_twice_are_named(data: Path) -> None:
+    edit(data / "vqa/mini/questions.json", lambda value: value["questions"].append(value["questions"][0]))
+    with pytest.raises(UserError, match="id 100 on 2 questions"):
+        discover(data)
+
+
+def test_a_file_of_another_shape_is_told_apart(data: Path) -> None:
+    edit(data / "captions_eval/mini.json", lambda value: value["annotations"][1].pop("caption"))
+    with pytest.raises(UserError, match=r"entry 2 has image_id; expected also caption"):
+        discover(data)
+
+
+def test_a_file_that_is_no_json_is_told(data: Path) -> None:
+    (data / "vqa/daquar/test.jsonl").write_text("what is this ?")
+    with pytest.raises(UserError, match="not readable as JSON lines"):
+        discover(data)
+
+
+def test_a_caption_of_an_unknown_picture_is_told(data: Path) -> None:
+    edit(data / "captions_eval/mini.json", lambda v: v["annotations"].append({"image_id": 99, "caption": "lost"}))
+    with pytest.raises(UserError, match="captions for picture 99"):
+        discover(data)
+
+
+def test_a_lesson_must_end_with_the_picture_asked_about(data: Path) -> None:
+    row = json.loads((data / "icl/test.jsonl").read_text().splitlines()[0])
+    (data / "icl/test.jsonl").write_text(json.dumps({**row, "items": row["items"][:-1]}))
+    with pytest.raises(UserError, match="row l0 does not end with a picture"):
+        discover(data)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "captions"])
+def test_a_folder_without_benchmarks_is_told(data: Path, folder: str) -> None:
+    with pytest.raises(UserError, match=r"no folder|no benchmark"):
+        discover(data / folder)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the small real corpus is not there")
+def test_real_files_are_read() -> None:
+    counts = {task.name: (len(task.queries), len(task.train)) for task in discover(SHARED)}
+    assert counts["vqa/daquar"] == (1077, 3292)
+    assert counts["vqa/vqav2_mini"] == (92, 0)
+    assert counts["captions/flickr8k_dev"] == (263, 1311)
