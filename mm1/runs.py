@@ -11,6 +11,7 @@
 
     parameters    {total, active, non_embedding, dense_twin}   counts; the last two are the decoder's, as in the rate law
     flops_parts   {vision, connector, decoder}                 shares of a training step's FLOPs, summing to 1
+    diverged      true where the loss became NaN and training stopped
     mix_target    {source: weight}    mix_unit: positions | ...    what the mixture was asked for
 
 Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val`` or ``experts``), ``step``, ``time_s`` (seconds of
