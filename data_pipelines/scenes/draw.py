@@ -33,9 +33,12 @@ JPEG_QUALITY = 90
 
 # Shares of the picture's side.
 _RADIUS = {"small": 0.135, "medium": 0.125, "large": 0.225}
-_LETTERS = {"small": 0.36, "medium": 0.42, "large": 0.62}
+_LETTERS = {"small": 0.36, "medium": 0.38, "large": 0.58}
 _CENTRES = {"left": (0.27, 0.5), "right": (0.73, 0.5), "top": (0.5, 0.27), "bottom": (0.5, 0.73), "middle": (0.5, 0.5)}
-_TRIO = {"left": (0.18, 0.5), "middle": (0.5, 0.5), "right": (0.82, 0.5)}
+_CENTRES_OF: dict[str, dict[str, tuple[float, float]]] = {
+    "trio": {"left": (0.18, 0.5), "middle": (0.5, 0.5), "right": (0.82, 0.5)},
+    "word": {"top": (0.5, 0.3), "middle": (0.5, 0.5), "bottom": (0.5, 0.7)},
+}
 _JITTER, _TILT_DEGREES = 0.025, 12.0
 
 
@@ -117,7 +120,7 @@ def _spot(chance: Random, layout: Layout, thing: Thing) -> Spot:
         cell = int(thing.place) - 1
         x, y = 0.19 + 0.31 * (cell % 3), 0.19 + 0.31 * (cell // 3)
     else:
-        x, y = (_TRIO if layout == "trio" else _CENTRES)[thing.place]
+        x, y = _CENTRES_OF.get(layout, _CENTRES)[thing.place]
     dx, dy, tilt, scale = (chance.uniform(-1, 1) for _ in range(4))
     radius = _RADIUS[thing.size] * (1 + 0.08 * scale)
     return Spot(x + _JITTER * dx, y + _JITTER * dy, radius, _TILT_DEGREES * tilt)
