@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,4 +47,8 @@ def _read(path: Path) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    """jsonargparse's nested message as one dotted path and what is wrong there."""
+    text = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(str(error).split()))
+    keys = re.findall(r'Parser key "([^"]+)": ', text)
+    fault = re.sub(r'Parser key "[^"]+": ', "", text)
+    return f"{'.'.join(keys)}: {fault}"

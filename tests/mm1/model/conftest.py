@@ -26,7 +26,7 @@ def model_configs() -> Path:
 
 @pytest.fixture
 def config() -> Callable[..., dict[str, Any]]:
-    """A model of 50 thousand parameters: 2 layers, 32 px, 4 tokens a picture; ``experts`` make every 2nd layer sparse."""
+    """A model of 50 thousand parameters: 2 layers, 32 px, 4 tokens a picture; ``experts`` make the 2nd layer sparse."""
 
     def make(experts: int = 0, connector: str = "CAbstractor", **decoder: Any) -> dict[str, Any]:
         value = yaml.safe_load((ROOT / "configs" / "model" / "tiny_moe.yaml").read_text())
@@ -95,9 +95,7 @@ def batch() -> Callable[..., Batch]:
     def make(rows: int = 2, pictures: bool = True, seed: int = 0) -> Batch:
         g = torch.Generator().manual_seed(seed)
         some = 1 if pictures else 0
-        packed = [
-            [document(2 * some, 9 + row % 3, g), document(0, 7, g), document(some, 5, g)] for row in range(rows)
-        ]
+        packed = [[document(2 * some, 9 + row % 3, g), document(0, 7, g), document(some, 5, g)] for row in range(rows)]
         return pack(packed, 40, seed)
 
     return make

@@ -52,8 +52,8 @@ def test_a_wrong_key_is_named_in_one_sentence(config, fault, message):
 
 
 def test_a_missing_or_broken_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="nowhere.yaml does not exist"):
-        build("nowhere.yaml")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        build("nowhere")
     (tmp_path / "broken.yaml").write_text("a: [1, 2")
     with pytest.raises(UserError, match="is not YAML"):
         build(tmp_path / "broken.yaml")

@@ -45,7 +45,8 @@ def test_nothing_is_dropped_when_all_tokens_choose_the_same_experts():
     weights = weights / weights.sum(-1, keepdim=True)
     experts = layer.experts
     expected = sum(
-        weights[..., i : i + 1] * linear(gated(linear(x, experts.gate_up[e])), experts.down[e]) for i, e in [(0, 1), (1, 3)]
+        weights[..., i : i + 1] * linear(gated(linear(x, experts.gate_up[e])), experts.down[e])
+        for i, e in [(0, 1), (1, 3)]
     )
     assert torch.allclose(y, expected, atol=1e-5)
     y.sum().backward()
@@ -63,7 +64,7 @@ def test_balance_is_one_at_perfect_balance_and_the_number_of_experts_at_collapse
 
 
 def test_balance_of_a_worked_example():
-    """One row, two tokens and a padded one, two experts, top-1: f = (1, 0), P = (0.8, 0.2), so 2 * 0.8 = 1.6 a token."""
+    """Two tokens and a padded one, two experts, top-1: f = (1, 0), P = (0.8, 0.2), so 2 * 0.8 = 1.6 a token."""
     probabilities = torch.tensor([[[0.9, 0.1], [0.7, 0.3], [0.0, 1.0]]])
     valid = torch.tensor([[True, True, False]])
     chosen = count(torch.tensor([[[0], [0], [1]]]), valid, 2)

@@ -106,7 +106,7 @@ def test_timm_weights_come_from_a_local_file_and_follow_the_picture(tmp_path):
 
 
 def test_a_file_that_is_missing_or_no_weights_is_refused(name, tmp_path):
-    with pytest.raises(UserError, match="nowhere.pt does not exist.*init_args.weights"):
+    with pytest.raises(UserError, match=r"nowhere\.pt does not exist.*init_args\.weights"):
         OpenClip(name, weights="nowhere.pt").load_pretrained()
     (tmp_path / "text.pt").write_text("these are no weights")
     for tower in (OpenClip(name, weights=str(tmp_path / "text.pt")), tiny_timm(weights=str(tmp_path / "text.pt"))):
