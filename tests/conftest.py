@@ -6,15 +6,17 @@ import io
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import PIL.ImageDraw
 import pytest
+import yaml
 
 from mm1.data.encode import text_tokens
 from mm1.data.shards import ShardWriter
 from mm1.data.tokenizer import Tokenizer, train
-from mm1.runs import write_json
+from mm1.runs import Run, write_json
 from mm1.sample import Image, Sample, Text
 from mm1.template import turn
 
@@ -66,8 +68,14 @@ def write_corpus(folder: Path, **documents: int) -> Path:
                 for sample in (document(stream, number) for number in numbers):
                     writer.write(sample, text_tokens(sample.items, tokenizer))
             streams[stream][split] = {"documents": len(numbers), "pieces": len(numbers), "shards": writer.shards}
-    settings = {"row_tokens": ROW_TOKENS, "tokens_per_image": IMAGE_TOKENS, "images_per_row": 4, "image_px": IMAGE_PX}
-    manifest = {"format": 1, "tokenizer": tokenizer.fingerprint, "resize": "squash", **settings, "streams": streams}
+    settings: dict[str, Any] = {
+        "row_tokens": ROW_TOKENS,
+        "tokens_per_image": IMAGE_TOKENS,
+        "images_per_row": 4,
+        "image_px": IMAGE_PX,
+    }
+    settings |= {"resize": "squash", "interpolation": "bicubic", "keep_pictures": False}
+    manifest = {"format": 1, "tokenizer": tokenizer.fingerprint, **settings, "streams": streams}
     write_json(folder / "manifest.json", manifest)
     return folder
 
@@ -90,3 +98,41 @@ def make_corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 def corpus(make_corpus: Callable[..., Path]) -> Path:
     """A corpus with all streams."""
     return make_corpus(captions=41, interleaved=30, text=17, sft=24)
+
+
+def tiny_model(experts: int = 0, width: int = 32) -> dict[str, Any]:
+    """The class-path tree of a model that fits the small corpora, dense or with experts in its second layer."""
+    moe = {"class_path": "mm1.model.moe.layer.MoE", "init_args": {"experts": experts, "top_k": 2}} if experts else None
+    vision = {"name": "vit_tiny_patch16_224", "image_px": IMAGE_PX, "patch_px": 7, "resize": "squash"}
+    decoder = {"vocabulary": VOCABULARY, "width": width, "layers": 2, "heads": 2, "ffn_width": 64, "tied": True}
+    parts = {
+        "vision": ("vision.Timm", {**vision, "width": 32, "layers": 1, "heads": 2}),
+        "connector": ("connector.CAbstractor", {"tokens": IMAGE_TOKENS, "width": 32, "depth": 1}),
+        "decoder": ("decoder.Decoder", {**decoder, "moe": moe}),
+    }
+    tree = {part: {"class_path": f"mm1.model.{name}", "init_args": args} for part, (name, args) in parts.items()}
+    return {"class_path": "mm1.model.mm1.MM1", "init_args": tree}
+
+
+def run_config(corpus: Path, experts: int = 0, **trainer: Any) -> dict[str, Any]:
+    """A run of a dozen steps on a small corpus, as its YAML would say it."""
+    data = {"corpus": str(corpus), "row_tokens": ROW_TOKENS, "images_per_row": 5, "rows_per_step": 4, "workers": 0}
+    return {
+        "model": {"model": tiny_model(experts), "optimizer": {"lr": 3e-3, "warmup_steps": 4}},
+        "data": data,
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 12, "log_every_n_steps": 2, **trainer},
+        "validate_every_n_steps": 4,
+        "save_every_n_steps": 3,
+        "threads": 1,
+    }
+
+
+def fit(folder: Path, config: dict[str, Any], *flags: str) -> Run:
+    """``mm1-train fit`` of ``config`` into ``folder``, in this process."""
+    from mm1.train.__main__ import Door
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "given.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    Door(["fit", "--config", str(path), "--run", str(folder), *flags])
+    return Run(folder)

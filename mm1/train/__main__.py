@@ -10,7 +10,6 @@ import logging
 import shutil
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -43,7 +42,24 @@ TRAINER = {
 
 
 class Door(LightningCLI):
-    """Lightning's command line with a run folder, ready-made callbacks, and the model built on the meta device."""
+    """Lightning's command line with a run folder, ready-made callbacks, and the model built on the meta device.
+
+    Args:
+        arguments: The command line, ``sys.argv`` if not given.
+    """
+
+    def __init__(self, arguments: list[str] | None = None) -> None:
+        _quiet()
+        super().__init__(
+            Objective,
+            MM1Data,
+            save_config_callback=None,
+            trainer_defaults=TRAINER,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=arguments,
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -59,9 +75,7 @@ class Door(LightningCLI):
         )
         parser.add_argument("--validate_every_n_steps", type=int, default=100, help="Steps between validations.")
         parser.add_argument("--save_every_n_steps", type=int, default=100, help="Steps between checkpoints.")
-        parser.add_argument(
-            "--threads", type=int | None, default=None, help="Threads of torch; all cores if not given."
-        )
+        parser.add_argument("--threads", type=int | None, default=None, help="Threads of torch.")
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.model", "data.image_spec", compute_fn=_image_spec, apply_on="instantiate")
         parser.link_arguments("run", "trainer.default_root_dir")
@@ -98,40 +112,21 @@ class Door(LightningCLI):
         given: list[Callback] = self._get(self.config_init, "trainer").get("callbacks") or []
         resolved = self._parser("fit").dump(config, skip_unset=False)
         model = yaml.safe_dump(yaml.safe_load(resolved)["model"]["model"], sort_keys=False)
-        measure = [
-            RunFolder(resolved),
-            Metrics(config.trainer.log_every_n_steps),
-            Progress(),
-            StopOnNaN(),
-            WatchSight(),
-        ]
-        keep = [Describe(model), SaveLast(config.save_every_n_steps)]
-        return super().instantiate_trainer(callbacks=[*measure, *given, *keep], **kwargs)
+        metrics, save = Metrics(config.trainer.log_every_n_steps), SaveLast(config.save_every_n_steps)
+        callbacks = [RunFolder(resolved), metrics, Progress(), StopOnNaN(), WatchSight(), *given, Describe(model), save]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
-    def before_fit(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+    def fit(self, **arguments: Any) -> None:
+        """Train, from the last checkpoint if there is one."""
         if self.run_folder.last.exists():
             self.trainer.ckpt_path = self.run_folder.last
             print(f"going on with {self.run_folder.last}", file=sys.stderr)
+        self.trainer.fit(**arguments, weights_only=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``mm1-train``."""
-    door(lambda: _door(arguments))
-
-
-def _door(arguments: list[str] | None) -> None:
-    _quiet()
-    Door(
-        Objective,
-        MM1Data,
-        save_config_callback=None,
-        trainer_defaults=TRAINER,
-        seed_everything_default=False,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=arguments,
-    )
+    door(lambda: Door(arguments))
 
 
 def _image_spec(model: Any) -> Any:
@@ -155,7 +150,7 @@ def _quiet() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*worker process.*")
+    warnings.filterwarnings("ignore", message=".*(worker process|args parameter is intended)")
 
 
 if __name__ == "__main__":

@@ -124,9 +124,11 @@ class StopOnNaN(Callback):
         if torch.isfinite(loss):
             return
         step = trainer.global_step + 1
-        path = Run(trainer.default_root_dir).folder / "nan_batch.pt"
+        run = Run(trainer.default_root_dir)
+        path = run.folder / "nan_batch.pt"
         batch = self.batch.to("cpu")
         torch.save({"step": step, **{f.name: getattr(batch, f.name) for f in fields(Batch)}}, path)
+        run.update(diverged=True)
         raise UserError(
             f"the loss of step {step} is {float(loss)}; its batch is in {path}, the weights before it are in the last "
             f"checkpoint; expected a finite loss: try a lower model.optimizer.lr or a longer warmup_steps"

@@ -133,7 +133,7 @@ class Describe(Callback):
 def save(trainer: lightning.Trainer, path: Path) -> None:
     """Write a checkpoint beside ``path``, then rename it, so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    trainer.save_checkpoint(temporary)
+    trainer.save_checkpoint(temporary, weights_only=False)
     if trainer.is_global_zero:
         os.replace(temporary, path)
     trainer.strategy.barrier("checkpoint renamed")

@@ -130,14 +130,23 @@ def check_corpus(manifest: Mapping[str, Any], tokenizer: Tokenizer, recipe: Reci
     Raises:
         UserError: The first difference, with both values and the setting.
     """
+    for name in recipe.shares:
+        if name not in manifest["streams"]:
+            raise UserError(
+                f"{recipe.corpus} has no stream {name!r}, only {', '.join(manifest['streams'])}; "
+                f"set data.weights to the streams that are there"
+            )
     spec = recipe.image_spec
-    differing = [
+    fixed = [
+        ("tokenizer", tokenizer.fingerprint, "data.corpus"),
         ("tokens_per_image", spec.tokens, "model.model.connector.init_args.tokens"),
+    ]
+    stored = [
         ("image_px", spec.size_px, "model.model.vision"),
         ("resize", spec.resize, "model.model.vision"),
-        ("tokenizer", tokenizer.fingerprint, "data.corpus"),
+        ("interpolation", spec.interpolation, "model.model.vision"),
     ]
-    for key, expected, setting in differing:
+    for key, expected, setting in fixed if manifest["keep_pictures"] else fixed + stored:
         if manifest[key] != expected:
             raise UserError(
                 f"{recipe.corpus} was written with {key} = {manifest[key]}, this run has {expected}: "

@@ -1,0 +1,136 @@
+"""Killed without warning and started again, a run ends where an undisturbed one does, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mm1.batch import Batch
+from mm1.errors import UserError
+from mm1.runs import Run
+from mm1.train.datamodule import MM1Data
+from tests.conftest import fit, run_config
+
+CLOCK = ("time_s", "positions_per_s")
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in run.history()]
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return torch.load(run.last, weights_only=True)["state_dict"]
+
+
+def assert_same(run: Run, other: Run) -> None:
+    assert lines(run) == lines(other)
+    expected = weights(other)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(run).items())
+
+
+def killed(folder: Path, config: dict[str, Any], at_step: int) -> Run:
+    """Start the run in another process and kill it as soon as it has written metrics of ``at_step``."""
+    process = multiprocessing.get_context("fork").Process(target=fit, args=(folder, config))
+    process.start()
+    run, deadline_s = Run(folder), time.monotonic() + 120
+    while time.monotonic() < deadline_s and process.is_alive():
+        if any(line["step"] >= at_step for line in run.history("train")):
+            break
+        time.sleep(0.005)
+    assert process.is_alive(), "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return run
+
+
+@pytest.mark.parametrize(("experts", "micro_batches", "workers"), [(0, 1, 0), (4, 2, 1)])
+def test_kill_and_resume_equals_uninterrupted(
+    corpus: Path, tmp_path: Path, experts: int, micro_batches: int, workers: int
+) -> None:
+    config = run_config(corpus, experts, max_steps=30, accumulate_grad_batches=micro_batches, log_every_n_steps=1)
+    config["data"]["workers"] = workers
+    whole = fit(tmp_path / "whole", config)
+    run = killed(tmp_path / "killed", config, at_step=11)
+    assert not run.about()["finished"]
+    saved_step = torch.load(run.last, weights_only=True)["global_step"]
+    assert 9 <= saved_step < 30
+    assert_same(fit(tmp_path / "killed", config), whole)
+    assert run.about()["finished"]
+
+
+def test_killed_before_the_first_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, log_every_n_steps=1) | {"save_every_n_steps": 1000}
+    run = killed(tmp_path / "killed", config, at_step=2)
+    assert not run.last.exists()
+    assert_same(fit(tmp_path / "killed", config), fit(tmp_path / "whole", config))
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_every_document_is_trained_exactly_once_across_resumes_and_splits(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three stretches of one run, each split otherwise, see the documents of an undisturbed one."""
+    seen: list[tuple[int, str]] = []
+    stop_after = 10**9
+    trained = MM1Data.trained
+
+    def note(self: MM1Data, batch: Batch) -> None:
+        trained(self, batch)
+        seen.extend((self.trainer.global_step, name) for name in batch.documents)
+        if self.trainer.global_step >= stop_after:
+            raise Stopped
+
+    monkeypatch.setattr(MM1Data, "trained", note)
+    config = run_config(corpus, max_steps=24)
+    fit(tmp_path / "whole", config)
+    whole, seen[:] = list(seen), []
+    for micro_batches, workers, stop_after in ((1, 1, 8), (4, 0, 17), (2, 2, 10**9)):  # noqa: B007
+        config["trainer"]["accumulate_grad_batches"] = micro_batches
+        config["data"]["workers"] = workers
+        with contextlib.suppress(Stopped):
+            fit(tmp_path / "parts", config)
+        saved_step = torch.load(tmp_path / "parts/checkpoints/last.ckpt", weights_only=True)["global_step"]
+        seen[:] = [(step, name) for step, name in seen if step <= saved_step]  # the rest was lost and comes again
+    assert [name for _, name in seen] == [name for _, name in whole]
+    assert Counter(step for step, _ in seen) == Counter(step for step, _ in whole)
+
+
+def test_a_finished_run_says_so_and_never_starts_it_over(corpus: Path, tmp_path: Path, capsys) -> None:
+    config = run_config(corpus, max_steps=3)
+    run = fit(tmp_path / "run", config)
+    written = run.last.stat().st_mtime_ns
+    with pytest.raises(SystemExit) as ended:
+        fit(tmp_path / "run", config)
+    assert ended.value.code == 0
+    assert "is finished" in capsys.readouterr().out
+    assert run.last.stat().st_mtime_ns == written
+    fit(tmp_path / "run", config, "--resume", "never")
+    assert run.last.stat().st_mtime_ns != written
+    assert [line["step"] for line in run.history("train")] == [2, 3]
+
+
+def test_resuming_what_does_not_belong_together(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, max_steps=3)
+    run = fit(tmp_path / "run", config)
+    run.update(finished=False)
+    with pytest.raises(UserError, match=r"data\.rows_per_step"):
+        fit(tmp_path / "run", config, "--data.rows_per_step", "8", "--trainer.max_steps", "6")
+    with pytest.raises(UserError, match=r"does not fit model\.model of this run: 1 tensors misshaped|tensors"):
+        fit(tmp_path / "run", config, "--model.model.init_args.decoder.init_args.layers", "3")
+    checkpoint = torch.load(run.last, weights_only=True)
+    checkpoint["mm1"]["format"] = 0
+    torch.save(checkpoint, run.last)
+    with pytest.raises(UserError, match="format 0; this version resumes from format 1"):
+        fit(tmp_path / "run", config)
