@@ -143,9 +143,8 @@ class WatchSight(Callback):
         gap = trainer.callback_metrics.get("val/sight_gap")
         if gap is not None and gap < BLIND_NATS:
             log.warning(
-                "step %d: the right pictures lower held-out loss by only %.4f nats a token, so the model does not look "
-                "yet; early in a run that is normal, if it stays check the rate of the connector "
-                "(model.optimizer.parts), the share of captions (data.weights) and the corpus (mm1-data preview)",
+                "step %d: right and wrong pictures differ by %.4f nats a token, the model ignores what it sees so far; "
+                "normal early on, later look at the connector's rate (model.optimizer.parts) and data.weights",
                 trainer.global_step,
                 gap,
             )
