@@ -39,38 +39,31 @@ class Limits:
     images_per_row: int
     tokens_per_image: int
 
-    @property
-    def free(self) -> int:
-        """Positions that are left for items beside the begin and the end token."""
-        return self.row_tokens - 2
-
-    @property
-    def pictures(self) -> int:
-        """The most pictures that fit one row."""
-        return min(self.images_per_row, self.free // self.tokens_per_image)
-
 
 def cut(items: Items, tokenizer: Tokenizer, limits: Limits) -> tuple[list[Items], list[str]]:
     """The pieces of a document in order, and for each part that fits no row the reason why it was left out.
 
     A document that fits comes back whole. One with text that is only read (``learn=False``) is a conversation.
     """
-    pieces = _Pieces(tokenizer, limits)
-    if pieces.cost(items) <= limits.free and _pictures(items) <= limits.images_per_row:
+    last = items[-1]
+    closed = isinstance(last, Text) and last.end
+    pieces = _Pieces(tokenizer, limits, limits.row_tokens - 1 if closed else limits.row_tokens - 2)
+    if pieces.cost(items) <= pieces.free and _pictures(items) <= limits.images_per_row:
         return [items], []
     if any(isinstance(item, Text) and not item.learn for item in items):
         _cut_conversation(items, pieces)
     else:
+        pieces.free = limits.row_tokens - 2  # its pieces need an end token, even if the document has its own
         _cut_document(items, pieces)
     pieces.close()
     return pieces.done, pieces.lost
 
 
 class _Pieces:
-    """Pieces filled one after the other."""
+    """Pieces filled one after the other; ``free`` positions of a row are for items, the others for begin and end."""
 
-    def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
-        self.count, self.limits = tokenizer.count, limits
+    def __init__(self, tokenizer: Tokenizer, limits: Limits, free: int) -> None:
+        self.count, self.limits, self.free = tokenizer.count, limits, free
         self.done: list[Items] = []
         self.lost: list[str] = []
         self.open: list[Text | Image] = []
@@ -87,7 +80,7 @@ class _Pieces:
         """Positions left in the open piece for text after these pictures; negative where the pictures do not fit."""
         if _pictures(self.open) + len(pictures) > self.limits.images_per_row:
             return -1
-        return self.limits.free - self.used - self.cost(pictures)
+        return self.free - self.used - self.cost(pictures)
 
     def add(self, items: Sequence[Text | Image]) -> None:
         self.open += items
@@ -105,9 +98,10 @@ def _pictures(items: Sequence[Text | Image]) -> int:
 
 def _cut_document(items: Items, pieces: _Pieces) -> None:
     pictures: list[Image] = []
+    most = min(pieces.limits.images_per_row, pieces.free // pieces.limits.tokens_per_image)
     for item in items:
         if isinstance(item, Image):
-            if len(pictures) == pieces.limits.pictures:  # more in a run than a row takes
+            if len(pictures) == most:  # more in a run than a row takes
                 _add_pictures(pictures, pieces)
                 pictures = []
             pictures.append(item)
@@ -126,7 +120,7 @@ def _add_pictures(pictures: list[Image], pieces: _Pieces) -> None:
 def _add_text(pictures: list[Image], item: Text, pieces: _Pieces) -> None:
     """Text with the pictures right before it: whole if a row takes it, else at least its first sentence with them."""
     whole: list[Text | Image] = [*pictures, item]
-    if (tokens := pieces.cost(whole)) <= pieces.limits.free:
+    if (tokens := pieces.cost(whole)) <= pieces.free:
         if pieces.room(pictures) < pieces.cost([item]):
             pieces.close()
         pieces.open += whole

@@ -133,11 +133,11 @@ def build(data: Path, out: Path, settings: Settings, *, strict: bool = False, wo
     Raises:
         UserError: No raw corpus, no tokenizer, a fault under ``strict``, or nothing left to train on.
     """
-    data, out = Path(data), Path(out)
+    data, out = Path(data).resolve(), Path(out)
     streams = sources(data, settings.captions_per_image)
     if not streams:
         raise UserError(f"{data} holds nothing to train on; expected {RAW}")
-    if data.resolve() == out.resolve():
+    if data == out.resolve():
         raise UserError(f"{out} is the raw corpus itself; expected another folder for the shards")
     if not (out / "tokenizer.model").exists():
         raise UserError(f"{out}/tokenizer.model does not exist; run mm1-data tokenizer with the same folders first")

@@ -61,7 +61,7 @@ class Source(ABC):
     pattern: ClassVar[str]
 
     def __init__(self, corpus: Path, captions_per_image: int = 1) -> None:
-        self.corpus, self.captions_per_image = corpus, captions_per_image
+        self.corpus, self.captions_per_image = corpus.resolve(), captions_per_image
 
     def files(self) -> list[Path]:
         """The files of this kind, in order."""
@@ -71,8 +71,12 @@ class Source(ABC):
         """All documents of all files; those of files held out by their name as rejections."""
         for path in self.files():
             for draft in self.read(path):
-                held_out = path.stem.endswith(HELD_OUT)
-                yield Rejection(draft.id, "file held out by its name", fault=False) if held_out else draft
+                if path.stem.endswith(HELD_OUT):
+                    yield Rejection(draft.id, "file held out by its name", fault=False)
+                elif isinstance(draft, Draft) and not all(_unicode(i.text) for i in draft.items if isinstance(i, Text)):
+                    yield Rejection(draft.id, "text is not Unicode")
+                else:
+                    yield draft
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Draft | Rejection]:
@@ -84,12 +88,21 @@ class Source(ABC):
         Raises:
             WrongFields: The name is no text, or climbs out of the corpus.
         """
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or "\0" in name or not _unicode(name):
             raise WrongFields
         path = Path(os.path.normpath((base or file.parent) / name))
-        if not path.is_relative_to(os.path.normpath(self.corpus)):
+        if not path.is_relative_to(self.corpus):
             raise WrongFields
         return path
+
+
+def _unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class WrongFields(ValueError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines.sources.base import WRONG_FIELDS, Draft, Rejection, Source, WrongFields
 from mm1 import template
+from mm1.errors import UserError
 from mm1.runs import read_json
 from mm1.sample import Text
 
@@ -25,7 +26,11 @@ class Conversations(Source):
     pattern = "sft/*.json"
 
     def read(self, path: Path) -> Iterator[Draft | Rejection]:
-        rows = read_json(path, "a JSON list of conversations")
+        try:
+            rows = read_json(path, "a JSON list of conversations")
+        except UserError:
+            yield Rejection(path.name, "file is no JSON")
+            return
         for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
             place = f"{path.stem}:{number}"
             try:
