@@ -62,14 +62,14 @@ class Demonstrations:
 def blind(task: Task, seed: int) -> dict[str, Query]:
     """Every query with another picture in place of its own, by id; text, demonstrations and references stay.
 
-    Photographs are told apart by content, and all questions about one are shown the same other one. Where a question
-    has a context (made-up words), its pictures trade places and its own picture stays.
+    Photographs are told apart by content, and all questions about one are shown the same other one, whatever the
+    limit. Where a question has a context (made-up words), its pictures trade places and its own stays.
 
     Raises:
         UserError: There is no other picture.
     """
     alone = [query for query in task.queries if not query.context]
-    paths = {content(query.picture): query.picture for query in alone}
+    paths = {content(query.picture): query.picture for query in task.whole if not query.context}
     if len(paths) == 1:
         raise UserError(f"{task.name} has one picture, so there is no other for its blind arm; set arms to [sighted]")
     other = derangement(sorted(paths), seed)

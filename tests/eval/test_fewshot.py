@@ -34,11 +34,12 @@ def test_demonstrations_depend_on_seed_and_id_alone(data: Path) -> None:
     assert {query.id: Demonstrations(task, seed=4).of(query, 4) for query in task.queries} != each
 
 
-def test_a_limit_does_not_shrink_a_pool_of_scored_questions(data: Path) -> None:
+def test_a_limit_changes_neither_demonstrations_nor_swaps(data: Path) -> None:
     task = task_of(data, "vqa/mini")
     limited = task.limited(1, seed=0)
     query = limited.queries[0]
     assert Demonstrations(limited, 0).of(query, 3) == Demonstrations(task, 0).of(query, 3)
+    assert blind(limited, 0) == {query.id: blind(task, 0)[query.id]}
 
 
 def test_fewer_shots_are_the_first_of_more(data: Path) -> None:

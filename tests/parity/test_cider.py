@@ -12,24 +12,7 @@ from eval.metrics.cider import Cider
 from eval.metrics.tokenize import tokenize
 
 GOLDEN = Path(__file__).with_name("ptb_tokens.tsv")
-WORDS = [
-    "a",
-    "the",
-    "man",
-    "dog",
-    "red",
-    "ball",
-    "runs",
-    "on",
-    "grass",
-    "with",
-    "two",
-    "big",
-    "blue",
-    "cat",
-    "sits",
-    "near",
-]
+WORDS = ("a", "the", "man", "dog", "red", "ball", "runs", "on", "grass", "with", "two", "big", "cat", "sits")
 
 
 def captions(seed: int, pictures: int) -> tuple[list[list[str]], list[str]]:

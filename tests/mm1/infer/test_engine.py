@@ -19,7 +19,11 @@ from mm1.model.mm1 import MM1
 from mm1.sample import Image, Text
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "model"
-LINES = ["the red circle is left of a blue square", "Question: what is this? Short answer: a dako", "one two three"] * 20
+LINES = [
+    "the red circle is left of a blue square",
+    "Question: what is this? Short answer: a dako",
+    "one two three",
+] * 20
 
 
 def picture(seed: int) -> bytes:

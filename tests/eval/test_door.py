@@ -1,0 +1,74 @@
+"""The door mm1-eval, as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "eval" / "fewshot.yaml"
+
+
+@pytest.fixture
+def mm1_eval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["mm1-eval", *map(str, words)])
+        main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_run_writes_into_the_run_folder_and_score_finds_the_same(mm1_eval, checkpoint: Path, data: Path) -> None:
+    told = mm1_eval("run", checkpoint, "--data", data, "--config", CONFIG, "--shots", "[0,1]", "--limit", 2)
+    out = checkpoint.parent.parent / "eval" / "fewshot"
+    assert told.rstrip().endswith(str(out / "scores.json"))
+    assert "captions/mini" in told
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["settings"]["limit"] == 2
+    (out / "scores.json").write_text(
+        json.dumps({**scores, "tasks": {n: {**t, "shots": {}} for n, t in scores["tasks"].items()}})
+    )
+    mm1_eval("score", out / "answers.jsonl")
+    again = json.loads((out / "scores.json").read_text())
+    assert {name: task["shots"] for name, task in again["tasks"].items()} == {
+        name: task["shots"] for name, task in scores["tasks"].items()
+    }
+    assert again["tasks"]["vqa/daquar"]["constant"] == scores["tasks"]["vqa/daquar"]["constant"]
+
+
+def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> None:
+    picture = data / "captions_eval/images/0.png"
+    assert isinstance(mm1_eval("ask", checkpoint, picture, picture, "What is this?", "--max_new_tokens", 3), str)
+    assert isinstance(mm1_eval("ask", checkpoint, "No picture at all?", "--max_new_tokens", 3), str)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", "CKPT", "nowhere.jpg", "What?"], "nowhere.jpg is not readable"),
+        (["ask", "CKPT", "DATA/captions_eval/images/0.png"], "expected the question there"),
+        (["ask", "nowhere.ckpt", "What?"], "nowhere.ckpt does not exist"),
+        (["run", "CKPT", "--data", "nowhere"], "nowhere is no folder"),
+        (["run", "CKPT", "--data", "DATA", "--shots", "[9]"], "9 shots for question"),
+        (["run", "CKPT", "--data", "DATA", "--shots", "[0]", "--max_positions", "20"], "expected at most 20"),
+        (["run", "CKPT", "--data", "DATA", "--style", "chat"], "style chat expects no {answer}"),
+        (["score", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["score", "DATA/vqa/daquar/test.jsonl"], "does not hold one answer a line"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence(
+    words: list[str], message: str, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    words = [word.replace("CKPT", str(checkpoint)).replace("DATA", str(data)) for word in words]
+    monkeypatch.setattr(sys, "argv", ["mm1-eval", *words])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: ")
+    assert message in told

@@ -1,0 +1,137 @@
+"""A whole evaluation on a tiny random model: its files, its resuming, and its use inside training."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import harness
+from eval.harness import Benchmarks, run
+from eval.prompts import Prompt, Settings
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
+from mm1.infer.engine import Engine
+from mm1.model.mm1 import MM1
+
+SETTINGS = Settings(shots=(0, 2), captions=Prompt("{image}{answer}", max_new_tokens=4))
+JOBS = 2 * 2 * (6 + 8 + 5) + 2 * 3  # shots x arms x questions, and made-up words without shots
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each call of the engine decoded or scored."""
+    counts: list[int] = []
+
+    class Counting(Engine):
+        def generate(self, prompts: Any, max_new_tokens: int, stop: Any = ()) -> Any:
+            for answer in super().generate(prompts, max_new_tokens, stop):
+                counts.append(1)
+                yield answer
+
+        def score(self, prompts: Any, continuations: Any) -> list[float]:
+            counts.append(len(prompts) // 2)  # two choices each
+            return super().score(prompts, continuations)
+
+    monkeypatch.setattr(harness, "Engine", Counting)
+    return counts
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_answers_and_scores_are_written_as_agreed(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    scores = run(model, tokenizer, checkpoint, data, SETTINGS, out)
+    assert json.loads((out / "scores.json").read_text()) == json.loads(json.dumps(scores))
+    assert scores["format"] == 1
+    assert scores["checkpoint"] == str(checkpoint)
+    assert scores["settings"]["shots"] == (0, 2)
+    captions, lessons = scores["tasks"]["captions/mini"], scores["tasks"]["icl"]
+    assert (captions["metric"], captions["n"]) == ("cider", 6)
+    assert "n = 6" in captions["warnings"][0]
+    assert captions["shots"].keys() == {"0", "2"}
+    assert captions["shots"]["2"].keys() == {"sighted", "blind", "interval", "blind_interval"}
+    assert (lessons["shots"].keys(), lessons["constant"], lessons["question_only"]) == ({"0"}, 50, None)
+    answers = lines(out)
+    names = "task shots arm id image shown question prompt answer references score"
+    assert {tuple(answer) for answer in answers} == {tuple(names.split())}
+    assert len(answers) == JOBS
+    assert max(Counter((a["task"], a["shots"], a["arm"], a["id"]) for a in answers).values()) == 1
+
+
+def test_the_arms_differ_in_the_querys_picture_alone(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    run(model, tokenizer, checkpoint, data, SETTINGS, tmp_path / "out")
+    arms: dict[str, dict] = {"sighted": {}, "blind": {}}
+    for answer in lines(tmp_path / "out"):
+        arms[answer["arm"]][answer["task"], answer["shots"], answer["id"]] = answer
+    assert arms["sighted"].keys() == arms["blind"].keys()
+    for key, sighted in arms["sighted"].items():
+        blind = arms["blind"][key]
+        assert sighted["image"] == sighted["shown"] == blind["image"]
+        assert (blind["shown"] == blind["image"]) == (key[0] == "icl")
+        assert sighted["prompt"] == blind["prompt"]
+
+
+def test_a_run_that_was_killed_asks_only_what_is_left(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    whole = run(model, tokenizer, checkpoint, data, SETTINGS, tmp_path / "whole")
+    assert sum(asked) == JOBS
+    asked.clear()
+    out = tmp_path / "killed"
+    run(model, tokenizer, checkpoint, data, SETTINGS, out)
+    path = out / "answers.jsonl"
+    text = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(text[:30]) + text[30][:50])  # killed while the 31st line was written
+    asked.clear()
+    assert run(model, tokenizer, checkpoint, data, SETTINGS, out) == whole
+    assert sum(asked) == JOBS - 30
+    assert sorted(map(str, lines(out))) == sorted(map(str, lines(tmp_path / "whole")))
+
+
+def test_a_changed_setting_checkpoint_or_file_starts_over(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    def count(settings: Settings) -> int:
+        asked.clear()
+        run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+        return sum(asked)
+
+    settings = Settings(shots=(0,), tasks=("vqa/daquar",))
+    assert count(settings) == 10
+    assert count(settings) == 0
+    assert count(replace(settings, batch_positions=500)) == 0, "speed changes no answer"
+    assert count(replace(settings, separator="\n")) == 10
+    os.utime(checkpoint, (1, 1))
+    assert count(replace(settings, separator="\n")) == 10
+    rows = (data / "vqa/daquar/test.jsonl").read_text()
+    (data / "vqa/daquar/test.jsonl").write_text(rows.replace("wall_clock", "lamp", 1))
+    assert count(replace(settings, separator="\n")) == 10
+
+
+def test_a_benchmark_that_is_not_there_is_refused_before_anything_is_asked(data: Path) -> None:
+    with pytest.raises(UserError, match=r"tasks names vqa/other.*some of captions/mini, icl, vqa/daquar, vqa/mini"):
+        harness.chosen_tasks(data, Settings(tasks=("vqa/other",)))
+
+
+def test_benchmarks_inside_training_leave_the_model_as_it_was(model: MM1, tokenizer: Tokenizer, data: Path) -> None:
+    benchmarks = Benchmarks(str(data), Settings(shots=(0,), limit=2))
+    model.train()
+    scores = benchmarks(model, tokenizer)
+    assert model.training
+    model.eval()
+    names = {"captions/mini/0", "vqa/mini/0", "vqa/daquar/0", "icl/0"}
+    assert scores.keys() == names | {f"{name}/blind" for name in names} | {"mean"}
+    assert scores["mean"] == pytest.approx(sum(scores[name] for name in names) / 4)
+    assert benchmarks(model, tokenizer) == scores
