@@ -53,7 +53,7 @@ def _main() -> None:
     whole = parser()
     arguments = whole.parse_args()
     command = arguments.command
-    {"run": _run, "ask": _ask, "score": _score}[command](whole.instantiate_classes(arguments)[command])
+    {"run": _run, "ask": _ask, "score": _score}[command](whole.instantiate(arguments)[command])
 
 
 def _run(arguments: Namespace) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from eval import harness
 from eval.harness import Benchmarks, run
@@ -135,3 +137,14 @@ def test_benchmarks_inside_training_leave_the_model_as_it_was(model: MM1, tokeni
     assert scores.keys() == names | {f"{name}/blind" for name in names} | {"mean"}
     assert scores["mean"] == pytest.approx(sum(scores[name] for name in names) / 4)
     assert benchmarks(model, tokenizer) == scores
+
+
+def test_a_training_yaml_can_name_benchmarks_and_change_single_settings() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--evaluator", type=Callable[[MM1, Tokenizer], dict[str, float]])
+    given = {
+        "class_path": "eval.harness.Benchmarks",
+        "init_args": {"data": "d", "settings": {"limit": 5, "shots": [0]}},
+    }
+    made = parser.instantiate(parser.parse_object({"evaluator": given})).evaluator
+    assert (made.data, made.settings) == ("d", Settings(limit=5, shots=(0,)))

@@ -63,5 +63,5 @@ def test_every_shipped_config_is_complete_and_can_be_asked(path: Path) -> None:
     whole = parser()
     arguments = whole.parse_args(["run", "x.ckpt", "--data", "d", "--config", str(path)])
     names = Settings.__dataclass_fields__
-    Settings(**{name: whole.instantiate_classes(arguments).run[name] for name in names}).check()
+    Settings(**{name: whole.instantiate(arguments).run[name] for name in names}).check()
     assert yaml.safe_load(path.read_text()).keys() == names.keys()
