@@ -41,15 +41,16 @@ def chapter(sides: Sides, pair: Pair) -> dict[str, Any]:
         "load": load(sides, pair),
         "speed": speed(sides, pair),
         "scores": score_panels(sides, pair),
-        "samples": samples(pair),
+        "samples": [group | {"task": task_title(group["task"])} for group in samples(pair)],
         "differing": differences(*pair),
     }
 
 
 def main_task(run: Trained) -> tuple[str, str, dict[str, Any]] | None:
     """Evaluation, name and scores of the largest set of questions that a run answered without examples."""
-    asked = [found for found in _tasks(run) if found[2]["metric"] == "vqa_accuracy" and found[1] != IN_CONTEXT]
-    return max((found for found in asked if "0" in found[2]["shots"]), key=lambda found: found[2]["n"], default=None)
+    questions = [found for found in _tasks(run) if found[2]["metric"] == "vqa_accuracy" and found[1] != IN_CONTEXT]
+    answered = [found for found in questions if found[2]["shots"].get("0", {}).get("sighted") is not None]
+    return max(answered, key=lambda found: found[2]["n"], default=None)
 
 
 def headline(sides: Sides) -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def headline(sides: Sides) -> list[dict[str, Any]]:
             score = task["shots"]["0"]
             beside = {"a swapped picture": score["blind"], "the question alone": task.get("question_only")}
             known = {told: value for told, value in beside.items() if value is not None}
-            where = f"{_words(name)}, {_words(evaluation)}"
+            where = f"{task_title(name)}, {_words(evaluation)}"
             found.append({"side": side, "value": score["sighted"], "n": task["n"], "where": where, "beside": known})
     return found
 
@@ -87,7 +88,7 @@ def models(sides: Sides) -> list[tuple[str, list[tuple[str, ...]]]]:
     for pair in zip(*(side.runs for side in sides), strict=True):
         rows = [
             ("positions", *(plots.count(run.last["positions"]) for run in pair)),
-            ("FLOPs", *(plots.count(run.last["flops"]) for run in pair)),
+            ("FLOPs", *(plots.count(run.last["flops"], "G") for run in pair)),
             ("seconds", *(f"{run.last['time_s']:.0f}" for run in pair)),
             ("positions a second, median", *(_median_speed(run) for run in pair)),
         ]
@@ -135,7 +136,7 @@ def losses(sides: Sides, pair: Pair) -> list[dict[str, Any]]:
         ]
         curves += [Curve(side.name, side.key, *run.curve(key, "val", by)) for side, run in _both(sides, pair)]
         if any(curve.y for curve in curves if not curve.faint):
-            told = f"Held-out loss, {title}, over {BUDGETS[by]}: {_told(curves)}."
+            told = f"{pair[0].name}, held-out loss, {title}, over {BUDGETS[by]}: {_told(curves)}."
             charts.append({"title": title, "svg": Markup(plots.lines(curves, AXES[by], "nats a token", told))})
     return charts
 
@@ -148,7 +149,7 @@ def sight(sides: Sides, pair: Pair) -> list[dict[str, Any]]:
         curves = [Curve(side.name, side.key, *run.curve(key)) for side, run in _both(sides, pair)]
         if any(any(curve.y) for curve in curves):
             title = _words(key.partition("/")[2]) or "all sources"
-            told = f"What the right picture is worth, {title}: {_told(curves, 3)}."
+            told = f"{pair[0].name}, what the right picture is worth, {title}: {_told(curves, 3)}."
             drawn = plots.lines(curves, POSITIONS, "nats a token", told, zero=True)
             charts.append({"title": title, "svg": Markup(drawn)})
     return charts
@@ -160,7 +161,7 @@ def speed(sides: Sides, pair: Pair) -> dict[str, Any] | None:
     if not any(curve.y for curve in curves):
         return None
     drawn = plots.lines(
-        curves, POSITIONS, "positions a second", f"Throughput: {_told(curves, 0)}.", zero=True, digits=0
+        curves, POSITIONS, "positions a second", f"{pair[0].name}, throughput: {_told(curves, 0)}.", zero=True, digits=0
     )
     return {"title": pair[0].name, "svg": Markup(drawn)}
 
@@ -196,7 +197,7 @@ def load(sides: Sides, pair: Pair) -> list[dict[str, Any]]:
             share_TE = np.array([line["load"][i] for line in run.experts], dtype=float)
             end = share_TE[-1] / max(share_TE[-1].mean(), 1e-12)
             told = f"busiest {end.max():.2f} ×, idlest {end.min():.2f} × its even share"
-            description = f"{side.name}, layer {layer}: load of {len(end)} experts over training; at the end {told}."
+            description = f"{run.name}, {side.name}, layer {layer}: load of {len(end)} experts; at the end {told}."
             drawn = Markup(plots.heat(share_TE, x, POSITIONS, description))
             layers.append({"title": f"layer {layer}", "note": told, "svg": drawn})
         if layers:
@@ -211,22 +212,26 @@ def score_panels(sides: Sides, pair: Pair) -> list[dict[str, Any]]:
         for evaluation, name, task in _tasks(run):
             panel = panels.setdefault((evaluation, name), {"rows": [], "warnings": [], "task": task})
             panel["warnings"] += [warning for warning in task.get("warnings", []) if warning not in panel["warnings"]]
-            for shots, score in sorted(task["shots"].items(), key=lambda item: int(item[0])):
-                guess, told = _guess(task, score)
-                row = {"side": side, "shots": shots, "margin": score["sighted"] - guess, "against": told, **score}
-                panel["rows"].append(row)
+            for shots, score in task["shots"].items():
+                if score["sighted"] is not None:
+                    row = {"side": side, "shots": int(shots), "margin": _margin(task, score), **score}
+                    panel["rows"].append(row)
     for (evaluation, name), panel in panels.items():
         if name == IN_CONTEXT:
             panel["warnings"].insert(0, "swapped here means that the pictures which define the words changed places")
-        panel["rows"].sort(key=lambda row: (int(row["shots"]), row["side"].key))
-        title = "made-up words" if name == IN_CONTEXT else _words(name)
-        panel |= {"title": title, "evaluation": _words(evaluation), "metric": METRICS[panel["task"]["metric"]]}
+        panel["rows"].sort(key=lambda row: (row["shots"], row["side"].key))
+        panel |= {
+            "title": task_title(name),
+            "evaluation": _words(evaluation),
+            "metric": METRICS[panel["task"]["metric"]],
+        }
         panel["svg"] = Markup(_score_chart(panel))
     return list(panels.values())
 
 
 def _score_chart(panel: dict[str, Any]) -> str:
-    shots = list(dict.fromkeys(row["shots"] for row in panel["rows"]))
+    rows = panel["rows"]
+    shots = list(dict.fromkeys(row["shots"] for row in rows))
     offset = {"a": -0.17, "b": 0.17}
     marks = [
         Score(
@@ -237,16 +242,20 @@ def _score_chart(panel: dict[str, Any]) -> str:
             row.get("interval"),
             row.get("blind_interval"),
         )
-        for row in panel["rows"]
+        for row in rows
     ]
     baselines = {"question only": panel["task"].get("question_only"), "best constant": panel["task"].get("constant")}
     known = {name: value for name, value in baselines.items() if value is not None}
-    told = "; ".join(
-        f"{row['side'].name} {row['shots']}-shot: {row['sighted']:.1f} with the right picture, {row['blind']:.1f} blind"
-        for row in panel["rows"]
-    )
-    names = [f"{number}-shot" for number in shots]
-    return plots.dots(marks, names, known, panel["metric"], f"{panel['title']}. {told}.")
+    told = [
+        f"{row['side'].name}, {row['shots']}-shot: right picture {_one(row['sighted'])}, swapped {_one(row['blind'])}"
+        for row in rows
+    ]
+    description = f"{panel['title']}, {panel['evaluation']}. {'; '.join(told)}."
+    return plots.dots(marks, [f"{number}-shot" for number in shots], known, panel["metric"], description)
+
+
+def _one(value: float | None) -> str:
+    return "not asked" if value is None else f"{value:.1f}"
 
 
 def _tasks(run: Trained) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -255,11 +264,17 @@ def _tasks(run: Trained) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield evaluation, name, task
 
 
-def _guess(task: dict[str, Any], score: dict[str, Any]) -> tuple[float, str]:
-    """The better of what needs no picture, and its name."""
-    known = {"the swapped picture": score["blind"], "the question alone": task.get("question_only")}
-    name, value = max(((name, value) for name, value in known.items() if value is not None), key=lambda item: item[1])
-    return float(value), name
+def _margin(task: dict[str, Any], score: dict[str, Any]) -> float | None:
+    """Points of the right picture over the better of what needs none."""
+    guesses = [value for value in (score["blind"], task.get("question_only")) if value is not None]
+    return score["sighted"] - max(guesses) if guesses else None
+
+
+def task_title(name: str) -> str:
+    """``vqa/scenes`` as people read it."""
+    kind, _, of = name.partition("/")
+    kind = {IN_CONTEXT: "made-up words", "vqa": "questions"}.get(kind, kind)
+    return f"{kind} · {_words(of)}" if of else _words(kind)
 
 
 def _words(name: str) -> str:

@@ -16,6 +16,7 @@ from mm1.runs import Run
 # Data settings that do not decide which batches come in which order; nor do ranks and micro-batches (mm1.data.streams).
 HARMLESS = ("workers", "threads", "val_batch_rows")
 KINDS = {"pretrain": "pre-training", "sft": "instruction tuning"}
+PLACES = ("run", "trainer.default_root_dir", "init_from", "model.init_from")  # where a run lies, not what it is
 BUDGETS = {"positions": "positions", "flops": "FLOPs", "time_s": "seconds"}
 
 
@@ -112,7 +113,7 @@ def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def differences(a: Trained, b: Trained) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, with both values; a key that one side lacks counts as None there."""
-    keys = list(dict.fromkeys((*a.config, *b.config)))
+    keys = [key for key in dict.fromkeys((*a.config, *b.config)) if key not in PLACES]
     return {key: (a.config.get(key), b.config.get(key)) for key in keys if a.config.get(key) != b.config.get(key)}
 
 
@@ -134,13 +135,14 @@ def at_equal(a: Trained, b: Trained, key: str = "loss") -> list[dict[str, Any]]:
     """Held-out loss of both where the one that used less of a budget stopped, between evaluations by straight lines.
 
     Returns:
-        Per budget (positions, FLOPs, seconds) a row ``budget, spent, a, b``; none where a run has no such curve.
+        Per budget (positions, FLOPs, seconds) a row ``budget, spent, a, b``; none where one of the curves has not
+        begun by then, for nothing is known before a run's first evaluation.
     """
     rows = []
     for by, name in BUDGETS.items():
         (x_a, y_a), (x_b, y_b) = a.curve(key, by=by), b.curve(key, by=by)
-        if x_a and x_b:
-            spent = min(x_a[-1], x_b[-1])
+        spent = min(x_a[-1], x_b[-1]) if x_a and x_b else 0
+        if x_a and x_b and spent >= max(x_a[0], x_b[0]):
             row = {"budget": name, "spent": spent}
             rows.append(row | {"a": float(np.interp(spent, x_a, y_a)), "b": float(np.interp(spent, x_b, y_b))})
     return rows

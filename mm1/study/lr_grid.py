@@ -79,12 +79,11 @@ def _train(grid: Grid, layers: int, width: int, rate: float, run: Run) -> tuple[
     model = run.folder / "model.yaml"
     model.write_text(yaml.safe_dump(grid.resized(layers, width), sort_keys=False))
     command = [sys.executable, "-m", "mm1.train", "fit", "--config", str(grid.config), "--run", str(run.folder)]
-    command += ["--model.model", str(model), "--optimizer.lr", repr(rate), "--data.corpus", str(grid.corpus)]
+    command += ["--model.model", str(model), "--model.optimizer.lr", repr(rate), "--data.corpus", str(grid.corpus)]
+    ends = ["--trainer.max_steps", str(grid.steps), "--validate_every_n_steps", str(grid.steps)]
     log = run.folder / "log.txt"
     with log.open("ab") as lines:
-        ended = subprocess.run(
-            [*command, "--trainer.max_steps", str(grid.steps)], stdout=lines, stderr=subprocess.STDOUT
-        )
+        ended = subprocess.run([*command, *ends], stdout=lines, stderr=subprocess.STDOUT)
     about = run.about() if (run.folder / "run.json").exists() else {}
     if ended.returncode and not about.get("diverged"):
         raise UserError(f"a run of the grid ended with exit code {ended.returncode}, expected 0; its log is {log}")

@@ -60,7 +60,7 @@ class Law:
         return self.rate(size) * math.exp(-reach), self.rate(size) * math.exp(reach)
 
     def save(self, path: Path, **provenance: object) -> None:
-        """Write the YAML that ``optimizer.law_file`` reads: slope and intercept, then where they come from."""
+        """Write the YAML that ``model.optimizer.law_file`` reads: slope and intercept, then where they come from."""
         law = {
             "slope": self.slope,
             "intercept": self.intercept,
@@ -254,4 +254,4 @@ def lr_law(
         print(f"N = {size:.3g}: rate {law.rate(size):.3g}, 95 % of best rates from {low:.3g} to {high:.3g}")
     law.save(out / "law.yaml", results=results.name, warnings=warnings)
     draw(law, predict, out / "law.png")
-    print(f"wrote {out / 'law.png'} and {out / 'law.yaml'}; training reads it as optimizer.law_file")
+    print(f"wrote {out / 'law.png'} and {out / 'law.yaml'}; training reads it as model.optimizer.law_file")

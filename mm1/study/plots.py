@@ -79,11 +79,11 @@ class Score:
     swapped_interval: tuple[float, float] | None = None
 
 
-def count(value: float | None) -> str:
-    """1234567 as 1.23 M; a dash for nothing."""
+def count(value: float | None, billion: str = "B") -> str:
+    """1234567 as 1.23 M; a dash for nothing. FLOPs count in G where parameters count in B."""
     if value is None:
         return "–"
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, billion), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.3g}"
@@ -104,7 +104,7 @@ def svg(figure: Figure, description: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r' id="[a-z_A-Z]+\d+(\.\w+)*_\d+"| id="\w+_\d+"', "", text)  # "axes_1" would stand once per chart
+    text = re.sub(r' id="[^"]*_\d+"', "", text)  # "axes_1" would stand once per chart
     text = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
     )
@@ -205,8 +205,7 @@ def dots(
             axes.axvline(value, color=COLOURS["muted"], linewidth=0.9, linestyle=style, zorder=1, label=name)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), rows, color=COLOURS["ink"])
-        low, high = axes.get_xlim()
-        axes.set_xlim(min(0.0, low), high + 0.08 * (high - min(0.0, low)))
+        axes.set_xlim(0, max(1.0, 1.1 * axes.dataLim.x1))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(x_label)
         if baselines:
@@ -222,10 +221,11 @@ def _dumbbell(axes: Axes, score: Score) -> None:
             axes.plot(
                 interval, [score.row] * 2, color=colour, linewidth=3.5, alpha=0.3, zorder=2, solid_capstyle="butt"
             )
+    dot: Any = {"markersize": 5, "color": colour, "zorder": 3, "clip_on": False}
     if score.swapped is not None:
         axes.plot([score.swapped, score.right], [score.row] * 2, color=colour, linewidth=0.8, zorder=2)
-        axes.plot(score.swapped, score.row, "o", markersize=5, color=colour, markerfacecolor=COLOURS["paper"], zorder=3)
-    axes.plot(score.right, score.row, "o", markersize=5, color=colour, zorder=3)
+        axes.plot(score.swapped, score.row, "o", markerfacecolor=COLOURS["paper"], **dot)
+    axes.plot(score.right, score.row, "o", **dot)
     beyond = max(score.right, score.swapped or 0, *(score.right_interval or ()), *(score.swapped_interval or ()))
     axes.annotate(
         f"{score.right:.1f}", (beyond, score.row), xytext=(4, 0), textcoords="offset points", va="center",

@@ -137,7 +137,7 @@ def check_bar(out: Path) -> None:
         if n < BAR_QUESTIONS:
             raise UserError(f"{model} was scored on {n} questions; expected at least {BAR_QUESTIONS} (--assert-bar)")
         score = task["shots"]["0"]
-        margin = score["sighted"] - max(score["blind"], task["question_only"])
+        margin = score["sighted"] - max(score["blind"], task["question_only"] or 0.0)
         if margin < BAR_POINTS:
             raise UserError(
                 f"{model}: {score['sighted']:.1f} % with the right picture is {margin:.1f} points over the higher of "

@@ -58,7 +58,7 @@ def render(
             corpus=corpus_rows(corpus) if corpus else None,
             beside=beside,
             version=mm1.__version__,
-            machine=about.get("machine", "an unnamed machine"),
+            machine=" / ".join(dict.fromkeys(side.runs[0].about.get("machine", "an unnamed machine") for side in both)),
             started=about.get("started", ""),
         )
     )
@@ -87,7 +87,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (count, percent, signed, duration, interval, score, people)
+    shown = (count, percent, signed, duration, interval, score, expected)
     environment.filters.update({function.__name__: function for function in shown})
     return environment
 
@@ -107,10 +107,12 @@ def score(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def people(references: list[str] | None) -> str:
-    """What people answered, equal answers counted: red (7), orange (3)."""
-    counted = Counter(references or [])
-    return ", ".join(f"{answer} ({times})" if times > 1 else answer for answer, times in counted.most_common())
+def expected(references: list[str] | None) -> str:
+    """Reference answers, equal ones counted: red (7), orange (3); of long ones the first."""
+    counted = Counter(references or []).most_common()
+    if len(counted) > 1 and len(counted[0][0]) > 40:
+        return f"{counted[0][0]} (and {len(counted) - 1} more)"
+    return ", ".join(f"{answer} ({times})" if times > 1 else answer for answer, times in counted)
 
 
 def duration(seconds: float) -> str:

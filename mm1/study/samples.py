@@ -34,7 +34,7 @@ def samples(pair: tuple[Trained, Trained]) -> list[dict[str, Any]]:
         shots = max(shots for lines in both.values() for shots, _, _ in lines)
         ids = {id for lines in both.values() for at, arm, id in lines if (at, arm) == (shots, "sighted")}
         items = [_item(both, shots, id) for id in sorted(ids, key=lambda id: sha256(id.encode()).digest())[:SHOWN]]
-        groups.append({"evaluation": evaluation, "task": task.replace("_", " "), "shots": shots, "items": items})
+        groups.append({"evaluation": evaluation, "task": task, "shots": shots, "items": items})
     return groups
 
 

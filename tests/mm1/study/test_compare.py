@@ -100,3 +100,10 @@ def test_a_run_without_metrics_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a run folder"):
         Trained.read(tmp_path)
+
+
+def test_nothing_is_said_of_a_budget_before_the_first_evaluation(tmp_path: Path) -> None:
+    a, b = two(tmp_path)
+    a.log("val", 10, positions=1000, flops=1e9, time_s=1.0, loss=3.0)
+    b.log("val", 10, positions=1000, flops=5e9, time_s=1.0, loss=2.0)
+    assert [row["budget"] for row in at_equal(*read(a, b))] == ["positions", "seconds"]

@@ -149,6 +149,7 @@ def test_a_grid_skips_the_cells_it_has(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_run_of_a_grid_is_told_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"log\.txt"):
         run_grid(Grid([(2, 64)], [1e-3], tmp_path / "no-corpus", steps=2), tmp_path / "grid.csv", tmp_path / "runs")
