@@ -101,12 +101,18 @@ class Decoder(nn.Module):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         _check_heads(width, heads, kv_heads)
+        if moe and not 1 <= moe_every <= layers:
+            raise UserError(
+                f"moe_every={moe_every} of {layers} layers makes none sparse; expected 1 to {layers} "
+                f"(model.decoder.init_args.moe_every)"
+            )
         self.vocabulary, self.width, self.heads, self.kv_heads = vocabulary, width, heads, kv_heads
         self.ffn_width, self.rope_base, self.checkpointing = ffn_width, rope_base, checkpointing
 
         def ffn(index: int) -> SwiGLU | MoE:
-            sparse = moe is not None and (index + 1) % moe_every == 0
-            return moe(width, ffn_width) if moe and sparse else SwiGLU(width, ffn_width)
+            if moe and (index + 1) % moe_every == 0:
+                return moe(width, ffn_width)
+            return SwiGLU(width, ffn_width)
 
         self.embedding = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(Layer(width, heads, kv_heads, ffn(i), norm_eps) for i in range(layers))

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.functional import linear
 
 from mm1.batch import Batch, targets_of
@@ -98,23 +99,18 @@ def test_cached_decoding_on_a_gpu(model, experts):
 
 
 @pytest.mark.parametrize("experts", [0, 8])
-def test_mixed_precision_training_learns(model, experts):
-    """bf16 under autocast, 4 rows of 2048: the loss falls, and the step is timed."""
+def test_mixed_precision_training_learns_and_compiles_once(model, experts):
+    """bf16 under autocast, 4 rows of 2048 whose documents end elsewhere in every step."""
     config = {"width": 512, "heads": 8, "kv_heads": 4, "layers": 4, "ffn_width": 1024, "vocabulary": 2048}
     mm1 = model(experts=experts, scale=1.0, **config).cuda()
-    g = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, 2048, (4, 2048), generator=g)
-    segments = torch.arange(2048).expand(4, 2048) // 512 + 1
-    positions = torch.arange(2048).expand(4, 2048) % 512
-    targets = targets_of(tokens, segments, torch.ones_like(tokens, dtype=torch.bool))
-    pictures = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
-    step = Batch(tokens, targets, segments, positions, torch.zeros_like(tokens), pictures).to("cuda")
     optimizer = torch.optim.AdamW(mm1.parameters(), 1e-3, fused=True)
+    tokens = torch.randint(3, 2048, (4, 2048), generator=torch.Generator().manual_seed(0))
     losses = []
     for index in range(12):
+        step = packed_text(tokens, document_tokens=300 + 20 * index).to("cuda")
         if index == 4:
             torch.cuda.synchronize()
-            started = time.perf_counter()
+            started, graphs = time.perf_counter(), counters["stats"]["unique_graphs"]
         with torch.autocast("cuda", dtype=torch.bfloat16):
             sums = mm1.losses(step)
             loss = sums.cross_entropy / sums.targets + sums.router / sums.tokens
@@ -125,6 +121,15 @@ def test_mixed_precision_training_learns(model, experts):
     torch.cuda.synchronize()
     print(f"\n{experts} experts: {8 * 8192 / (time.perf_counter() - started):,.0f} positions/s")
     assert losses[-1] < losses[0]
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def packed_text(tokens, document_tokens):
+    places = torch.arange(tokens.shape[1]).expand_as(tokens)
+    segments, positions = places // document_tokens + 1, places % document_tokens
+    targets = targets_of(tokens, segments, torch.ones_like(tokens, dtype=torch.bool))
+    no_pictures = torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
+    return Batch(tokens, targets, segments, positions, torch.zeros_like(tokens), no_pictures)
 
 
 def test_a_wrong_number_of_places_is_caught_without_a_wait():

@@ -133,3 +133,9 @@ def test_more_choices_than_experts_are_refused():
 def test_every_nth_layer_is_sparse(model):
     layers = model(experts=4, layers=6, moe_every=3).decoder.layers
     assert [isinstance(layer.ffn, MoE) for layer in layers] == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("moe_every", [0, 3])
+def test_a_mixture_without_a_sparse_layer_is_refused(model, moe_every):
+    with pytest.raises(UserError, match=f"moe_every={moe_every} of 2 layers.*expected 1 to 2"):
+        model(experts=4, moe_every=moe_every)
