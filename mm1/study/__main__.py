@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path, help="raw corpus laid out as docs/data.md says; default: scenes, generated"
     )
     main_job.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (%(default)s)")
-    main_job.add_argument("--worlds", type=int, default=2000, help="worlds that scenes draws (%(default)s)")
+    main_job.add_argument("--worlds", type=int, default=6000, help="worlds that scenes draws (%(default)s)")
     main_job.add_argument("--assert-bar", action="store_true", help="fail unless both models look at the picture")
 
     says = "the report on any two runs, such as a dense model and its MoE twin"

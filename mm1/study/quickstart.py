@@ -16,7 +16,7 @@ from mm1.study.report import render
 from mm1.study.stages import Stage, Stages
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-MODELS = {"dense": "tiny.yaml", "moe": "tiny_moe.yaml"}
+MODELS = {"dense": "tiny", "moe": "tiny_moe"}
 NAMES = {"dense": "Dense", "moe": "MoE"}
 BAR_POINTS, BAR_QUESTIONS = 20.0, 400
 
@@ -25,7 +25,7 @@ def quickstart(
     data: Path | None = None,
     out: Path = Path("runs/quickstart"),
     *,
-    worlds: int = 2000,
+    worlds: int = 6000,
     assert_bar: bool = False,
 ) -> None:
     """Run the main job to its report; run it again to go on where it stopped.
@@ -60,7 +60,9 @@ def stages(data: Path | None, out: Path, worlds: int) -> list[Stage]:
     raw, corpus = data or out / "scenes", out / "corpus"
     rows = {"row_tokens": 512, "images_per_row": 16, "tokens_per_image": 16, "image_px": 64}  # as configs/model/tiny
     draw = door("data_pipelines", "scenes", raw, worlds=worlds, seed=0)
-    spell = door("data_pipelines", "tokenizer", data=raw, out=corpus, vocabulary=2048)
+    spell = door(
+        "data_pipelines", "tokenizer", data=raw, out=corpus, vocabulary=2048 if data else 1024
+    )  # scenes has few words
     write = door("data_pipelines", "shards", data=raw, out=corpus, **rows)
     asked = "chat" if data is None else "chat_llava"
     job = [] if data else [Stage("scenes", draw, says="draw the generated world", writes=(raw,))]
@@ -73,8 +75,11 @@ def stages(data: Path | None, out: Path, worlds: int) -> list[Stage]:
 
 
 def _of_model(name: str, base: Run, chat: Run, raw: Path, corpus: Path, asked: str) -> list[Stage]:
-    train = {"model.model": CONFIGS / "model" / MODELS[name], "data.corpus": corpus}
-    pretrain, tune = fit("tiny_pretrain", base, train), fit("tiny_sft", chat, {**train, "init_from": base.last})
+    on = {"data.corpus": corpus}
+    pretrain, tune = (
+        fit(f"{MODELS[name]}_pretrain", base, on),
+        fit(f"{MODELS[name]}_sft", chat, on | {"init_from": base.last}),
+    )
     fewshot, answer = score("fewshot", base, raw), score(asked, chat, raw, shots=[0])
     return [
         Stage(f"{name}-pretrain", pretrain, ("shards",), name, "pre-train", (base.folder,)),

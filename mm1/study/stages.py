@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -117,8 +118,8 @@ class Stages:
     def _fingerprint(self, stage: Stage) -> str:
         digest = hashlib.sha256("\0".join(stage.command).encode())
         for word in stage.command:
-            if word.endswith(".yaml") and Path(word).is_file():
-                digest.update(Path(word).read_bytes())
+            for path in _yamls(Path(word)):
+                digest.update(path.read_bytes())
         for name in stage.after:
             digest.update(self.fingerprints[name].encode())
         return digest.hexdigest()[:16]
@@ -174,6 +175,14 @@ class Stages:
 
     def _say(self, stage: Stage, word: str) -> None:
         print(f"{stage.side or 'data':6} {stage.says or stage.name:28} {word}", file=self.screen, flush=True)
+
+
+def _yamls(path: Path) -> Iterator[Path]:
+    """A YAML and those it refers to, relative to itself; nothing where ``path`` is none."""
+    if path.suffix == ".yaml" and path.is_file():
+        yield path
+        for name in re.findall(r"^[^#\n]*?([\w./-]+\.yaml)", path.read_text(), flags=re.M):
+            yield from _yamls(path.parent / name)
 
 
 def _tail(log: Path, lines: int) -> list[str]:

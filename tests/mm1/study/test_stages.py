@@ -87,13 +87,18 @@ def test_a_changed_command_runs_again_from_a_clean_folder_and_so_does_what_follo
 
 
 def test_a_changed_yaml_runs_its_stage_again(trace: Path) -> None:
-    settings = trace.parent / "settings.yaml"
-    settings.write_text("a: 1")
+    settings, model = trace.parent / "settings.yaml", trace.parent / "model" / "tiny.yaml"
+    model.parent.mkdir()
+    settings.write_text("# like other.yaml\nmodel: model/tiny.yaml\n")
+    model.write_text("width: 64")
     job = Stage("one", ("step", str(trace), "end", "one", str(settings)))
     run(trace, job)
-    settings.write_text("a: 2")
+    model.write_text("width: 96")
     run(trace, job)
-    assert trace.read_text().split() == ["one", "one"]
+    settings.write_text("model: model/tiny.yaml\nsteps: 2\n")
+    run(trace, job)
+    run(trace, job)
+    assert trace.read_text().split() == ["one"] * 3
 
 
 def test_a_failed_stage_shows_its_log_and_is_gone_on_with_in_its_folder(trace: Path) -> None:
