@@ -130,7 +130,7 @@ class StopOnNaN(Callback):
         torch.save({"step": step, **{f.name: getattr(batch, f.name) for f in fields(Batch)}}, path)
         run.update(diverged=True)
         raise UserError(
-            f"the loss of step {step} is {float(loss)}; its batch is in {path}, the weights before it are in the last "
+            f"the loss of step {step} is {loss.item()}; its batch is in {path}, the weights before it are in the last "
             f"checkpoint; expected a finite loss: try a lower model.optimizer.lr or a longer warmup_steps"
         )
 

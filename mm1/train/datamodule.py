@@ -137,11 +137,11 @@ def check_corpus(manifest: Mapping[str, Any], tokenizer: Tokenizer, recipe: Reci
                 f"set data.weights to the streams that are there"
             )
     spec = recipe.image_spec
-    fixed = [
+    fixed: list[tuple[str, object, str]] = [
         ("tokenizer", tokenizer.fingerprint, "data.corpus"),
         ("tokens_per_image", spec.tokens, "model.model.connector.init_args.tokens"),
     ]
-    stored = [
+    stored: list[tuple[str, object, str]] = [
         ("image_px", spec.size_px, "model.model.vision"),
         ("resize", spec.resize, "model.model.vision"),
         ("interpolation", spec.interpolation, "model.model.vision"),

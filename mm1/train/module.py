@@ -41,7 +41,7 @@ class Objective(lightning.LightningModule):
 
     def configure_model(self) -> None:
         """Give an empty model its weights: random, then published ones, then ``init_from``'s. May run twice."""
-        if any(parameter.is_meta for parameter in self.model.parameters()):
+        if self._empty:
             self.model.to_empty(device=self.trainer.strategy.root_device)
             self.model.init_weights(self.seed)
             if self.trainer.ckpt_path is None and self.init_from is None:
@@ -114,6 +114,14 @@ class Objective(lightning.LightningModule):
         if found != FORMAT:
             raise UserError(f"{path} has checkpoint format {found}; this version resumes from format {FORMAT}")
         check_fits(checkpoint["state_dict"], self.state_dict(), f"{path} does not fit model.model of this run")
+
+    def cpu(self) -> Objective:
+        """Lightning's tidying up, after errors too; an empty model has nothing to bring back."""
+        return self if self._empty else super().cpu()
+
+    @property
+    def _empty(self) -> bool:
+        return any(parameter.is_meta for parameter in self.model.parameters())
 
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks."""

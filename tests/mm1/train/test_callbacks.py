@@ -1,0 +1,132 @@
+"""What a run writes down is true, and what goes wrong stops it with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+from mm1.batch import Batch
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
+from mm1.model.mm1 import MM1
+from mm1.train.callbacks import _span
+from tests.conftest import ROW_TOKENS, fit, run_config
+
+
+class Poison(Callback):
+    """Put a NaN into the head before one step."""
+
+    def __init__(self, at_step: int) -> None:
+        self.at_step = at_step
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_step + 1 == self.at_step:
+            pl_module.model.decoder.norm.weight.data[0] = float("nan")
+
+
+class Vocabulary:
+    """A benchmark whose score rises and falls again: it is a function of the step."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = list(scores)
+
+    def __call__(self, model: MM1, tokenizer: Tokenizer) -> dict[str, float]:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        return {"toy": self.scores.pop(0), "vocabulary": float(tokenizer.vocabulary)}
+
+
+def named(name: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": init_args}
+
+
+def test_nan_stops_the_run_before_it_reaches_the_weights(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus)
+    config["trainer"]["callbacks"] = [named(f"{__name__}.Poison", at_step=8)]
+    with pytest.raises(UserError, match=r"the loss of step 8 is nan; its batch is in \S+nan_batch\.pt"):
+        fit(tmp_path / "run", config)
+    saved = torch.load(tmp_path / "run" / "nan_batch.pt", weights_only=True)
+    assert saved["step"] == 8
+    assert saved["tokens_BT"].shape == (4, ROW_TOKENS)
+    assert len(saved["documents"]) > 4
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
+    about = yaml.safe_load((tmp_path / "run" / "run.json").read_text())
+    assert about["diverged"]
+    assert not about["finished"]
+
+
+def test_benchmarks_on_the_way_choose_the_best_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, accumulate_grad_batches=2)
+    config["trainer"]["callbacks"] = [
+        named(
+            "mm1.train.callbacks.Evaluate",
+            evaluator=named(f"{__name__}.Vocabulary", scores=[1.0, 3.0, 2.0]),
+            every_n_steps=4,
+        ),
+        named("mm1.train.checkpoints.KeepBest", monitor="eval/toy"),
+    ]
+    run = fit(tmp_path / "run", config)
+    assert [(line["step"], line["eval/toy"]) for line in run.history("eval")] == [(4, 1.0), (8, 3.0), (12, 2.0)]
+    assert torch.load(run.best, weights_only=True)["global_step"] == 8
+    assert torch.load(run.last, weights_only=True)["global_step"] == 12
+
+
+def test_a_monitor_that_is_never_logged(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, max_steps=4)
+    config["trainer"]["callbacks"] = [named("mm1.train.checkpoints.KeepBest", monitor="eval/tyo")]
+    with pytest.raises(UserError, match=r"'eval/tyo', which was never logged; this run logged val/loss"):
+        fit(tmp_path / "run", config)
+
+
+def test_metrics_say_what_happened(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, experts=4, accumulate_grad_batches=2)
+    config["model"]["optimizer"]["parts"] = {"vision": {"lr_scale": 0.5}}
+    run = fit(tmp_path / "run", config)
+    train, val, experts = (run.history(split) for split in ("train", "val", "experts"))
+    assert [line["step"] for line in train] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in val] == [4, 8, 12]
+    assert train[-1]["loss"] < train[0]["loss"] - 0.3
+    assert val[-1]["loss"] < val[0]["loss"]
+    assert {"loss/captions", "loss/interleaved", "loss/text", "sight_gap", "sight_gap/captions"} <= val[0].keys()
+    for line in train:
+        assert line["lr/vision"] == pytest.approx(line["lr/decoder"] / 2)
+        for count in ("documents", "text", "image", "positions"):
+            assert sum(
+                line[f"mix/{count}/{source}"] for source in ("captions", "interleaved", "text")
+            ) == pytest.approx(1)
+        assert line["mix/image/text"] == 0
+        assert 0 <= line["padding"] < 0.5
+        assert 0 < line["images_per_row"] <= 5
+        assert line["balance"] == pytest.approx(1, abs=0.3)
+    assert train[1]["lr/decoder"] == pytest.approx(3e-3)  # the rate of the step itself, the fourth of four to warm up
+    cumulative = [(line["positions"], line["flops"], line["time_s"]) for line in train]
+    assert cumulative == sorted(cumulative)
+    assert train[-1]["positions"] <= 12 * 4 * ROW_TOKENS
+    for line in experts:
+        assert line["layers"] == [1]
+        assert [len(load) for load in line["load"]] == [4]
+        assert sum(line["load"][0]) == pytest.approx(1, abs=1e-5)
+    about = run.about()
+    assert about["finished"]
+    assert sum(about["flops_parts"].values()) == pytest.approx(1)
+    assert about["mix_target"] == {"captions": 45, "interleaved": 45, "text": 10}
+    assert about["parameters"]["total"] > about["parameters"]["active"] > about["parameters"]["dense_twin"]
+    assert yaml.safe_load(run.config.read_text())["model"]["optimizer"]["lr"] == 3e-3
+
+
+def test_blindness_is_warned_of(corpus: Path, tmp_path: Path, caplog) -> None:
+    fit(tmp_path / "run", run_config(corpus, max_steps=4))
+    assert "the model ignores what it sees so far" in caplog.text
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(7.9, "7 s"), (61, "1 min 01 s"), (7265, "2 h 01 min")])
+def test_time_left(seconds: float, told: str) -> None:
+    assert _span(seconds) == told
