@@ -13,14 +13,17 @@
     flops_parts   {vision, connector, decoder}                 shares of a training step's FLOPs, summing to 1
     diverged      true where the loss became NaN and training stopped
     mix_target    {source: weight}    mix_unit: positions | ...    what the mixture was asked for
+    steps         of the whole run
 
-Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val`` or ``experts``), ``step``, ``time_s`` (seconds of
+Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val``, ``experts`` or ``eval``), ``step``, ``time_s`` (seconds of
 training), ``positions`` and ``flops`` (both cumulative), and the named numbers:
 
     train    loss  loss/<source>  balance  z  lr/<part>  positions_per_s  padding  images_per_row
              mix/documents/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>   realised shares
+             epochs/<source>                                           how often each source was read through
     val      loss  loss/<source>  sight_gap  sight_gap/<source>       blind minus sighted held-out loss, nats a token
     experts  load: one list per MoE layer of the share of tokens each expert got; layers: their indices
+    eval     eval/<task>, one number each: benchmarks on the way, if the run has any
 """
 
 from __future__ import annotations
