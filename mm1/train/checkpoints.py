@@ -7,6 +7,7 @@ line of metrics.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,10 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from mm1.batch import Batch
-from mm1.errors import UserError
 from mm1.model.stored import FORMAT
 from mm1.runs import Run
+
+log = logging.getLogger(__name__)
 
 
 class BetweenSteps(Callback):
@@ -87,15 +89,11 @@ class KeepBest(BetweenSteps):
         self.best: float | None = None
 
     def between(self, trainer: lightning.Trainer, step: int, last: bool) -> None:
-        """Save when it is better.
-
-        Raises:
-            UserError: Nothing of that name was logged in the whole run.
-        """
+        """Save when it is better; at the end, say so if there was nothing of that name to go by."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is None and last and self.best is None:
             known = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            raise UserError(f"KeepBest monitors {self.monitor!r}, which was never logged; this run logged {known}")
+            log.warning("KeepBest kept nothing: %r was never logged, only %s", self.monitor, known)
         if value is None:
             return
         better = self.best is None or (value > self.best if self.mode == "max" else value < self.best)
