@@ -31,15 +31,21 @@ SUPERSAMPLING = 2
 GRAIN_CELLS, GRAIN_LEVELS = 12, 12  # cells a side, brightness levels from the darkest to the lightest
 JPEG_QUALITY = 90
 
-# Shares of the picture's side.
-_RADIUS = {"small": 0.135, "medium": 0.125, "large": 0.225}
-_LETTERS = {"small": 0.36, "medium": 0.38, "large": 0.58}
+# Shares of the picture's side: radius of a shape, height of letters; as big as there is room, for big is learned soon.
+_EXTENTS: dict[Layout, dict[str, float]] = {
+    "one": {"small": 0.17, "large": 0.265},
+    "pair": {"small": 0.15, "large": 0.23},
+    "trio": {"medium": 0.15},
+    "group": {"medium": 0.14},
+    "number": {"small": 0.38, "large": 0.57},
+    "word": {"medium": 0.38},
+}
 _CENTRES = {"left": (0.27, 0.5), "right": (0.73, 0.5), "top": (0.5, 0.27), "bottom": (0.5, 0.73), "middle": (0.5, 0.5)}
 _CENTRES_OF: dict[str, dict[str, tuple[float, float]]] = {
     "trio": {"left": (0.18, 0.5), "middle": (0.5, 0.5), "right": (0.82, 0.5)},
     "word": {"top": (0.5, 0.3), "middle": (0.5, 0.5), "bottom": (0.5, 0.7)},
 }
-_JITTER, _TILT_DEGREES = 0.025, 12.0
+_JITTER, _SCALING, _TILT_DEGREES = 0.02, 0.05, 9.0
 
 
 def _round(corners: int, *radii: float, turn: float = 0.0) -> list[tuple[float, float]]:
@@ -52,12 +58,16 @@ def _heart() -> list[tuple[float, float]]:
     """The usual curve of a heart, scaled to the unit circle."""
     angles = (2 * math.pi * i / 40 for i in range(40))
     return [
-        (
-            math.sin(a) ** 3,
-            -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16,
-        )
+        (math.sin(a) ** 3, (-13 * math.cos(a) + 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a)) / 16)
         for a in angles
     ]
+
+
+def _turned(corners: list[tuple[float, float]], quarters: int) -> list[tuple[float, float]]:
+    """Corners turned clockwise by so many right angles."""
+    for _ in range(quarters):
+        corners = [(-y, x) for x, y in corners]
+    return corners
 
 
 _ARM = 0.34
@@ -67,21 +77,17 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "triangle": [(0.0, -0.95), (1.0, 0.8), (-1.0, 0.8)],
     "star": _round(10, 1.1, 0.46),
     "heart": _heart(),
-    "cross": [
-        (x * sx, y * sy)
-        for sx, sy, flip in ((1, -1, False), (1, 1, True), (-1, 1, False), (-1, -1, True))
-        for x, y in (((_ARM, 1), (_ARM, _ARM), (1, _ARM)) if not flip else ((1, _ARM), (_ARM, _ARM), (_ARM, 1)))
-    ],
+    "cross": [corner for i in range(4) for corner in _turned([(_ARM, -1), (_ARM, -_ARM), (1, -_ARM)], i)],
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a thing stands: centre and radius as shares of the side, tilt in degrees."""
+    """Where a thing stands: centre and extent as shares of the side, tilt in degrees."""
 
     x: float
     y: float
-    radius: float
+    extent: float
     tilt: float
 
 
@@ -100,7 +106,7 @@ def draw(scene: Scene, image_px: int = 64) -> Image.Image:
     pen = ImageDraw.Draw(canvas)
     for thing, spot in placed:
         if thing.text:
-            font = _font(round(_LETTERS[thing.size] * side))
+            font = _font(round(spot.extent * side))
             centre = (spot.x * side, spot.y * side)
             pen.text(centre, thing.text, RGB[thing.colour], font, "mm", stroke_width=round(side / 64))
         else:
@@ -122,16 +128,16 @@ def _spot(chance: Random, layout: Layout, thing: Thing) -> Spot:
     else:
         x, y = _CENTRES_OF.get(layout, _CENTRES)[thing.place]
     dx, dy, tilt, scale = (chance.uniform(-1, 1) for _ in range(4))
-    radius = _RADIUS[thing.size] * (1 + 0.08 * scale)
-    return Spot(x + _JITTER * dx, y + _JITTER * dy, radius, _TILT_DEGREES * tilt)
+    extent = _EXTENTS[layout][thing.size] * (1 + _SCALING * scale)
+    return Spot(x + _JITTER * dx, y + _JITTER * dy, extent, _TILT_DEGREES * tilt)
 
 
 def _outline(kind: str, spot: Spot, side: int) -> list[tuple[float, float]]:
     sine, cosine = math.sin(math.radians(spot.tilt)), math.cos(math.radians(spot.tilt))
     return [
         (
-            (spot.x + spot.radius * (x * cosine - y * sine)) * side,
-            (spot.y + spot.radius * (x * sine + y * cosine)) * side,
+            (spot.x + spot.extent * (x * cosine - y * sine)) * side,
+            (spot.y + spot.extent * (x * sine + y * cosine)) * side,
         )
         for x, y in OUTLINES[kind]
     ]

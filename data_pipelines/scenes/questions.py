@@ -127,7 +127,6 @@ def _of_a_place(thing: Thing, chance: Random) -> list[Question]:
 def _of_a_pair(things: tuple[Thing, ...], chance: Random) -> list[Question]:
     one, two = chance.sample(things, 2)
     found = [Question("what is", f"What is {RELATION[one.place]} the {two.kind}?", one.kind)]
-    found.append(Question("where is", f"Where is the {one.kind}?", one.place))
     if one.size != two.size:
         large = one if one.size == "large" else two
         found.append(Question("what shape", _say(chance, "What shape is larger?", "Which shape is large?"), large.kind))
