@@ -150,7 +150,7 @@ def sight(sides: Sides, pair: Pair) -> list[dict[str, Any]]:
         if any(any(curve.y) for curve in curves):
             title = _words(key.partition("/")[2]) or "all sources"
             told = f"{pair[0].name}, what the right picture is worth, {title}: {_told(curves, 3)}."
-            drawn = plots.lines(curves, POSITIONS, "nats a token", told, zero=True)
+            drawn = plots.lines(curves, POSITIONS, "nats a token", told, zero=True, span=0.05)
             charts.append({"title": title, "svg": Markup(drawn)})
     return charts
 

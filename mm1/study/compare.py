@@ -149,9 +149,10 @@ def at_equal(a: Trained, b: Trained, key: str = "loss") -> list[dict[str, Any]]:
 
 
 def sources(*runs: Trained) -> list[str]:
-    """Sources that any of the runs held out, in the order they were logged."""
+    """Sources that any of the runs held out, in the order they were logged; none where one is all there is."""
     keys = [key for run in runs for line in run.val for key in line if key.startswith("loss/")]
-    return list(dict.fromkeys(key.removeprefix("loss/") for key in keys))
+    names = list(dict.fromkeys(key.removeprefix("loss/") for key in keys))
+    return names if len(names) > 1 else []
 
 
 def sides(run_a: Path, run_b: Path) -> tuple[Side, Side]:

@@ -114,7 +114,14 @@ def svg(figure: Figure, description: str) -> str:
 
 
 def lines(
-    curves: Iterable[Curve], x_label: str, y_label: str, description: str, *, zero: bool = False, digits: int = 2
+    curves: Iterable[Curve],
+    x_label: str,
+    y_label: str,
+    description: str,
+    *,
+    zero: bool = False,
+    span: float = 0.0,
+    digits: int = 2,
 ) -> str:
     """Lines named at their right end, the y axis zoomed to where they spend their time.
 
@@ -124,6 +131,7 @@ def lines(
         y_label: With unit; stands above the axis.
         description: What a reader who cannot see the chart is told.
         zero: Draw the zero line and keep it in view.
+        span: Least height of the y axis, so that noise around nothing looks like nothing.
         digits: Decimals of the value beside each name.
     """
     drawn = [curve for curve in curves if len(curve.x)]
@@ -136,7 +144,7 @@ def lines(
             axes.plot(curve.x, curve.y, color=COLOURS[curve.colour], solid_capstyle="round", **weight)
         if zero:
             axes.axhline(0, color=COLOURS["muted"], linewidth=0.8)
-        low, high = _window(drawn, zero)
+        low, high = _window(drawn, zero, span)
         axes.set_ylim(low, high)
         axes.set_xlim(left=0)
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -148,7 +156,7 @@ def lines(
     return svg(figure, description)
 
 
-def _window(curves: list[Curve], zero: bool) -> tuple[float, float]:
+def _window(curves: list[Curve], zero: bool, span: float) -> tuple[float, float]:
     """Where the y axis runs: over all of the strong curves but the steep first seventh of their way."""
     strong = [(np.asarray(curve.x, float), np.asarray(curve.y, float)) for curve in curves if not curve.faint]
     settled = [y[x >= x[0] + (x[-1] - x[0]) / 7] for x, y in strong]
@@ -156,6 +164,7 @@ def _window(curves: list[Curve], zero: bool) -> tuple[float, float]:
     values = values if values.size else np.zeros(1)
     low, high = float(values.min()), float(values.max())
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
+    high = max(high, low + span)
     room = 0.08 * (high - low) or 0.05
     return low - room, high + room
 
@@ -224,7 +233,8 @@ def _dumbbell(axes: Axes, score: Score) -> None:
     dot: Any = {"markersize": 5, "color": colour, "zorder": 3, "clip_on": False}
     if score.swapped is not None:
         axes.plot([score.swapped, score.right], [score.row] * 2, color=colour, linewidth=0.8, zorder=2)
-        axes.plot(score.swapped, score.row, "o", markerfacecolor=COLOURS["paper"], **dot)
+        hollow = dot | {"markersize": 7, "zorder": 2.5, "markerfacecolor": COLOURS["paper"]}  # a ring where both agree
+        axes.plot(score.swapped, score.row, "o", **hollow)
     axes.plot(score.right, score.row, "o", **dot)
     beyond = max(score.right, score.swapped or 0, *(score.right_interval or ()), *(score.swapped_interval or ()))
     axes.annotate(

@@ -110,7 +110,7 @@ def score(value: float | None) -> str:
 def expected(references: list[str] | None) -> str:
     """Reference answers, equal ones counted: red (7), orange (3); of long ones the first."""
     counted = Counter(references or []).most_common()
-    if len(counted) > 1 and len(counted[0][0]) > 40:
+    if len(counted) > 1 and len(counted[0][0]) > 12:
         return f"{counted[0][0]} (and {len(counted) - 1} more)"
     return ", ".join(f"{answer} ({times})" if times > 1 else answer for answer, times in counted)
 
@@ -132,14 +132,10 @@ def corpus_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def timeline(phases: dict[str, Any]) -> dict[str, Any]:
-    """Stages as bars: each starts when those it depends on have ended, as they run when two cores are free."""
-    ends: dict[str, float] = {}
-    bars = []
-    for name, record in phases["stages"].items():
-        start = max((ends[before] for before in record["after"] if before in ends), default=0.0)
-        ends[name] = start + record["seconds"]
-        bars.append({"name": name, "start": start, **record})
-    whole = max(ends.values(), default=1.0) or 1.0
-    for bar in bars:
-        bar |= {"left": 100 * bar["start"] / whole, "width": max(0.4, 100 * bar["seconds"] / whole)}
-    return {"bars": bars, "whole": whole}
+    """Stages as bars from when they began to when they ended, in percent of the whole job."""
+    ended = [{"name": name, **record} for name, record in phases["stages"].items() if "ended" in record]
+    whole = max((record["ended"] for record in ended), default=0.0) or 1.0
+    for bar in ended:
+        left = 100 * bar["began"] / whole
+        bar |= {"left": left, "width": max(0.4, 100 * bar["ended"] / whole - left)}
+    return {"bars": ended, "whole": whole}

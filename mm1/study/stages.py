@@ -1,8 +1,9 @@
 """Runs a list of commands that depend on each other: in parallel where they may, resumed where they stopped, timed.
 
 ``phases.json`` in the output folder is the whole memory: per stage its fingerprint (of its command, the YAMLs it names
-and what it depends on), whether it is done, and the seconds of all attempts. A stage that is done and whose fingerprint
-is unchanged is skipped; one whose fingerprint changed starts from a clean folder.
+and what it depends on), whether it is done, the seconds of all attempts, and when it began and ended by a clock that
+stands still between runs of the job. A stage that is done and whose fingerprint is unchanged is skipped; one whose
+fingerprint changed starts from a clean folder.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     log: Path
     started: float = field(default_factory=time.monotonic)
+    said: str = ""
 
 
 class Stages:
@@ -73,9 +75,10 @@ class Stages:
         self.out, self.stages, self.slots, self.threads = out, stages, slots, threads
         self.screen = screen or sys.stdout
         self.path = out / "phases.json"
-        self.memory: dict[str, Any] = {"format": FORMAT, "stages": {}}
+        self.memory: dict[str, Any] = {"format": FORMAT, "clock": 0.0, "stages": {}}
         if self.path.exists():
-            self.memory = read_json(self.path, "the memory of an earlier run of this job")
+            self.memory |= read_json(self.path, "the memory of an earlier run of this job")
+        self.opened, self.before = time.monotonic(), self.memory["clock"]
         self.fingerprints: dict[str, str] = {}
         for stage in stages:
             self.fingerprints[stage.name] = self._fingerprint(stage)
@@ -134,9 +137,14 @@ class Stages:
         if not resumed:
             for folder in stage.writes:
                 shutil.rmtree(folder, ignore_errors=True)
-            record = {"fingerprint": self.fingerprints[stage.name], "done": False, "seconds": 0.0}
+            record = {
+                "fingerprint": self.fingerprints[stage.name],
+                "done": False,
+                "seconds": 0.0,
+                "began": self._clock(),
+            }
             self.memory["stages"][stage.name] = record | {"side": stage.side, "says": stage.says, "after": stage.after}
-            write_json(self.path, self.memory)
+            self._save()
         log = self.out / "logs" / f"{stage.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         self._say(stage, "goes on" if resumed else "starts")
@@ -165,13 +173,22 @@ class Stages:
     def _remember(self, one: _Running, done: bool) -> None:
         record = self.memory["stages"][one.stage.name]
         record["seconds"] += time.monotonic() - one.started
-        record["done"] = done
+        record |= {"done": done, "ended": self._clock()}
+        self._save()
+
+    def _clock(self) -> float:
+        return self.before + time.monotonic() - self.opened
+
+    def _save(self) -> None:
+        self.memory["clock"] = self._clock()
         write_json(self.path, self.memory)
 
     def _show(self, running: list[_Running]) -> None:
         for one in running:
-            for line in _tail(one.log, 1):
-                self._say(one.stage, line[:100])
+            said = "".join(_tail(one.log, 1))
+            if said != one.said:
+                one.said = said
+                self._say(one.stage, said[:100])
 
     def _say(self, stage: Stage, word: str) -> None:
         print(f"{stage.side or 'data':6} {stage.says or stage.name:28} {word}", file=self.screen, flush=True)

@@ -68,7 +68,7 @@ def test_too_few_questions_prove_nothing(tmp_path: Path) -> None:
 
 def test_the_report_is_written_from_what_stages_leave(tmp_path: Path) -> None:
     out = made(tmp_path, sighted=60.0)
-    scenes = {"seconds": 20, "after": [], "side": "", "says": "draw the generated world", "done": True}
+    scenes = {"seconds": 20, "began": 0, "ended": 20, "side": "", "says": "draw the generated world", "done": True}
     (out / "phases.json").write_text(json.dumps({"format": 1, "stages": {"scenes": scenes}}))
     split = {"documents": 900, "text_tokens": 12_000, "images": 900, "cuts": 1}
     dropped = {"dropped": {"picture does not decode": {"count": 3, "examples": []}}}

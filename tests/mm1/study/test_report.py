@@ -7,7 +7,6 @@ import re
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -181,14 +180,11 @@ def test_the_headline_is_the_largest_set_of_questions_and_not_the_made_up_words(
     assert main_task(Trained.read(runs[0].folder)) is not None
 
 
-def test_stages_start_when_those_before_them_ended() -> None:
-    def stage(seconds: float, *after: str) -> dict[str, Any]:
-        return {"seconds": seconds, "after": after, "side": "", "says": "", "done": True}
-
-    stages = {"data": stage(10), "a": stage(30, "data"), "b": stage(50, "data"), "end": stage(5, "a")}
+def test_stages_are_drawn_from_when_they_began_to_when_they_ended() -> None:
+    stages = {"a": {"began": 0.0, "ended": 10.0}, "b": {"began": 10.0, "ended": 40.0}, "now": {"began": 30.0}}
     found = timeline({"stages": stages})
-    assert found["whole"] == 60
-    assert {bar["name"]: bar["start"] for bar in found["bars"]} == {"data": 0, "a": 10, "b": 10, "end": 40}
+    assert found["whole"] == 40.0
+    assert [(bar["name"], bar["left"], bar["width"]) for bar in found["bars"]] == [("a", 0, 25), ("b", 25, 75)]
 
 
 def test_numbers_are_written_for_people() -> None:
@@ -204,7 +200,7 @@ def test_numbers_are_written_for_people() -> None:
     assert (signed(-1.25, 2), signed(3.0)) == ("−1.25", "+3.0")
     assert (duration(59.6), duration(605)) == ("1 min 00 s", "10 min 05 s")
     assert expected(["red"] * 7 + ["orange"]) == "red (7), orange"
-    assert expected(["a sentence that is longer than forty characters", "b"]).endswith("characters (and 1 more)")
+    assert expected(["a red circle on the left", "b"]).endswith("left (and 1 more)")
 
 
 def test_a_page_can_tell_of_two_stages(tmp_path: Path) -> None:

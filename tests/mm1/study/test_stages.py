@@ -62,6 +62,8 @@ def test_stages_run_in_order_once_and_are_remembered(trace: Path) -> None:
     memory = json.loads((trace.parent / "out" / "phases.json").read_text())["stages"]
     assert [record["done"] for record in memory.values()] == [True] * 3
     assert all(record["seconds"] > 0 for record in memory.values())
+    times = [(record["began"], record["ended"]) for record in memory.values()]
+    assert times == sorted(times)
     assert "step two" in (trace.parent / "out" / "logs" / "two.log").read_text()
 
 
@@ -118,6 +120,8 @@ def test_a_failed_stage_shows_its_log_and_is_gone_on_with_in_its_folder(trace: P
     assert "goes on" in run(trace, *job)
     assert trace.read_text().split() == ["one", "two", "two", "three"]
     assert (folder / "checkpoint").exists()
+    two = json.loads((trace.parent / "out" / "phases.json").read_text())["stages"]["two"]
+    assert two["ended"] - two["began"] >= two["seconds"] - 0.2  # both attempts, and the clock stood still between them
 
 
 def test_a_failure_stops_what_runs_beside_it(trace: Path) -> None:
