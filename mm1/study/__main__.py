@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from mm1.errors import door
@@ -58,7 +60,8 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Run a study."""
+    """Run a study; when it is told to end, so are the processes that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = vars(parser().parse_args())
     study = arguments.pop("study")
     del arguments["command"]

@@ -159,7 +159,10 @@ def lines(
 def _window(curves: list[Curve], zero: bool, span: float) -> tuple[float, float]:
     """Where the y axis runs: over all of the strong curves but the steep first seventh of their way."""
     strong = [(np.asarray(curve.x, float), np.asarray(curve.y, float)) for curve in curves if not curve.faint]
-    settled = [y[x >= x[0] + (x[-1] - x[0]) / 7] for x, y in strong]
+    settled = []
+    for x, y in strong:
+        start = x[0] + (x[-1] - x[0]) / 7
+        settled.append(np.append(y[x >= start], np.interp(start, x, y)))
     values = np.concatenate([y[np.isfinite(y)] for y in settled] or [np.zeros(1)])
     values = values if values.size else np.zeros(1)
     low, high = float(values.min()), float(values.max())

@@ -25,7 +25,7 @@ def quickstart(
     data: Path | None = None,
     out: Path = Path("runs/quickstart"),
     *,
-    worlds: int = 6000,
+    worlds: int = 8000,
     assert_bar: bool = False,
 ) -> None:
     """Run the main job to its report; run it again to go on where it stopped.
@@ -117,13 +117,16 @@ def report(out: Path, data: Path | None) -> Path:
         Side(key, NAMES[name], (Trained.read(base.folder), Trained.read(chat.folder)))
         for key, (name, base, chat) in zip("ab", models(out), strict=True)
     )
-    generated = "scenes, a generated world of drawn pictures; its test worlds were never trained on"
-    given = f"{data.resolve().name if data else ''}, apart from what it marks as held out or scored"
+    about = "Trained and scored on scenes, a generated world of drawn pictures; its test worlds were never trained on."
+    if data:
+        about = (
+            f"Trained and scored on the folder “{data.resolve().name}”; what it holds out or scores was not trained on."
+        )
     return render(
         (a, b),
         out / "report.html",
         title="Dense beside MoE",
-        data=f"Trained and scored on {given if data else generated}.",
+        data=about,
         phases=read_json(out / "phases.json", "the times of the stages"),
         corpus=read_json(out / "corpus" / "manifest.json", "a corpus written by mm1-data shards"),
         beside=(os.cpu_count() or 1) > 1,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,23 @@ def test_a_grid_skips_the_cells_it_has(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
+def test_a_grid_is_trained_and_appended_cell_by_cell(tmp_path: Path) -> None:
+    scenes, corpus, results = tmp_path / "scenes", tmp_path / "corpus", tmp_path / "grid.csv"
+    for command in (
+        ["scenes", str(scenes), "--worlds", "300"],
+        ["tokenizer", "--data", str(scenes), "--out", str(corpus), "--vocabulary", "1024"],
+        ["shards", "--data", str(scenes), "--out", str(corpus)],
+    ):
+        subprocess.run([sys.executable, "-m", "data_pipelines", *command], check=True, capture_output=True)
+    run_grid(Grid([(1, 64), (2, 64)], [1e-3], corpus, steps=2), results, tmp_path / "runs")
+    small, large = results.read_text().splitlines()[1:]
+    assert float(small.split(",")[0]) < float(large.split(",")[0]) < 200_000
+    assert all(5 < float(row.split(",")[2]) < 9 for row in (small, large))
+    run_grid(Grid([(1, 64), (2, 64)], [1e-3], corpus, steps=2), results, tmp_path / "runs")
+    assert len(results.read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
 def test_a_failing_run_of_a_grid_is_told_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"log\.txt"):
         run_grid(Grid([(2, 64)], [1e-3], tmp_path / "no-corpus", steps=2), tmp_path / "grid.csv", tmp_path / "runs")
@@ -157,15 +176,15 @@ def test_a_failing_run_of_a_grid_is_told_with_its_log(tmp_path: Path) -> None:
 
 
 def test_a_grid_resizes_only_the_decoder(tmp_path: Path) -> None:
-    model = Grid([], [], tmp_path, 1).resized(6, 192)["init_args"]
-    assert {key: model["decoder"]["init_args"][key] for key in ("layers", "width", "heads")} == {
-        "layers": 6,
-        "width": 192,
-        "heads": 6,
-    }
-    assert model["decoder"]["init_args"]["ffn_width"] == 528
+    grid = Grid([], [], tmp_path, 1)
+    before, after = yaml.safe_load(grid.model.read_text())["init_args"], grid.resized(6, 192)["init_args"]
+    old, new = before.pop("decoder")["init_args"], after.pop("decoder")["init_args"]
+    assert before == after
+    assert (new["layers"], new["width"], new["heads"]) == (6, 192, 192 * old["heads"] // old["width"])
+    assert new["ffn_width"] / new["width"] == pytest.approx(old["ffn_width"] / old["width"], abs=0.03)
+    assert new["vocabulary"] == old["vocabulary"]
     with pytest.raises(UserError, match="multiple of 32"):
-        Grid([], [], tmp_path, 1).resized(6, 100)
+        grid.resized(6, 100)
 
 
 def test_a_grid_needs_rates_and_a_corpus(tmp_path: Path) -> None:

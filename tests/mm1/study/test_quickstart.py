@@ -79,7 +79,7 @@ def test_the_report_is_written_from_what_stages_leave(tmp_path: Path) -> None:
     for shown in ("generated world", "draw the generated world", "20 s", "picture does not decode 3", "60.0<small> %"):
         assert shown in page, shown
     given = report(out, data=Path("photographs")).read_text()
-    assert "scored on photographs" in given
+    assert "the folder “photographs”" in given
     assert "a generated world" not in given
 
 
