@@ -1,1 +1,1 @@
-"""Offline: raw corpora to shards. The layout of a raw corpus folder stands in docs/house.md."""
+"""Offline: raw corpora to shards. The layout of a raw corpus folder stands in docs/data.md."""

@@ -29,7 +29,7 @@ def tokenizer(*, data: Path, out: Path, vocabulary: int = 2048) -> None:
     """Train a sentencepiece tokenizer on the train text of a raw corpus.
 
     Args:
-        data: Raw corpus folder (docs/house.md).
+        data: Raw corpus folder (docs/data.md).
         out: Corpus folder; the file is tokenizer.model.
         vocabulary: Number of token ids.
     """
@@ -59,7 +59,7 @@ def shards(
     """Write the shards of a raw corpus; the same call again does nothing.
 
     Args:
-        data: Raw corpus folder (docs/house.md).
+        data: Raw corpus folder (docs/data.md).
         out: Corpus folder, with its tokenizer.model.
         row_tokens: Positions of a row; a longer document is cut.
         tokens_per_image: Positions of a picture, as the connector makes them.

@@ -35,7 +35,7 @@ from mm1.runs import read_json, write_json
 
 EXAMPLES = 5
 SMALLEST_WITH_VALIDATION = 20
-RAW = "captions/, interleaved/, text/ or sft/ as docs/house.md lays them out"
+RAW = "captions/, interleaved/, text/ or sft/ as docs/data.md lays them out"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def train_tokenizer(data: Path, out: Path, vocabulary: int) -> Tokenizer:
         UserError: No such folder, no text in it, or a vocabulary that this text cannot fill.
     """
     if not data.is_dir():
-        raise UserError(f"{data} is no folder; expected a raw corpus (docs/house.md), see --data")
+        raise UserError(f"{data} is no folder; expected a raw corpus (docs/data.md), see --data")
     tokenizer = Tokenizer.from_bytes(train(lines(data), vocabulary))
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / "tokenizer.model.tmp"

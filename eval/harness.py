@@ -59,7 +59,7 @@ class Benchmarks:
     """Benchmarks as a function of a model, for callbacks that evaluate while training.
 
     Args:
-        data: Data folder laid out as docs/house.md says.
+        data: Data folder laid out as docs/data.md says.
         settings: What is asked, and how.
     """
 

@@ -115,7 +115,7 @@ class Scorer:
 
 
 def discover(data: str | Path) -> list[Task]:
-    """Every benchmark in a folder laid out as docs/house.md says, by name.
+    """Every benchmark in a folder laid out as docs/data.md says, by name.
 
     Raises:
         UserError: No folder, nothing to score in it, or a file of the wrong shape.

@@ -1,4 +1,4 @@
-"""Scenes as a raw corpus folder (docs/house.md), which every door then reads like any other.
+"""Scenes as a raw corpus folder (docs/data.md), which every door then reads like any other.
 
 The folder appears at once, when it is whole: it is built beside its place and moved there.
 """

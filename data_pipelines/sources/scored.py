@@ -25,7 +25,7 @@ def scored_pictures(corpus: Path) -> list[Path]:
             try:
                 found |= dict.fromkeys(path.parent / name for name in read(path))
             except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path} has not the fields of a scored set ({error!r}); see docs/house.md") from None
+                raise UserError(f"{path} has not the fields of a scored set ({error!r}); see docs/data.md") from None
     return list(found)
 
 

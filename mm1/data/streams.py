@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mm1.batch import Batch, ImageSpec
+from mm1.batch import Batch, ImageSpec, check_placeholders
 from mm1.data.encode import Encoded, encode
 from mm1.data.image import prepare
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit, amount, furthest_behind, shares_of
@@ -242,7 +242,9 @@ class Reader:
         images_ICHW = torch.stack(images) if images else none_ICHW
         documents = iter(fetched)
         laid = [[document[:3] for document in itertools.islice(documents, len(row))] for row in rows]
-        return to_batch(laid, images_ICHW, self.recipe.row_tokens, self.names)
+        batch = to_batch(laid, images_ICHW, self.recipe.row_tokens, self.names)
+        check_placeholders(batch, spec.tokens)  # here, because on an accelerator the model cannot say it in a sentence
+        return batch
 
     def _prepare(self, piece: Piece, sample: Sample) -> tuple[int, str, Encoded, list[Tensor]]:
         document = encode(sample, self.tokenizer, self.recipe.image_spec.tokens)
