@@ -113,7 +113,6 @@ def draw(law: Law, asked: list[float], path: Path) -> None:
     sizes = [n for n, _ in law.points] + asked
     x = np.geomspace(min(sizes) / 1.5, max(sizes) * 1.5, 100)
     figure, axes = canvas(5.2, 3.4)
-    figure.set_facecolor(COLOURS["paper"])
     with matplotlib.rc_context(STYLE):
         low, high = zip(*(law.interval(size) for size in x), strict=True)
         axes.fill_between(x, low, high, color=COLOURS["a"], alpha=0.13, linewidth=0)
@@ -133,7 +132,7 @@ def draw(law: Law, asked: list[float], path: Path) -> None:
         )
         axes.set_xlabel("non-embedding parameters N of the decoder")
         axes.set_title("best peak learning rate, with the 95 % interval of one more size", loc="left", fontsize=8)
-        figure.savefig(path, dpi=160)
+        figure.savefig(path, dpi=160, facecolor=COLOURS["paper"])
 
 
 def read_results(path: Path) -> tuple[list[tuple[float, float]], list[str]]:

@@ -157,11 +157,11 @@ def lines(
 
 
 def _window(curves: list[Curve], zero: bool, span: float) -> tuple[float, float]:
-    """Where the y axis runs: over all of the strong curves but the steep first seventh of their way."""
+    """Where the y axis runs: over all of the strong curves but the steep first quarter of their way."""
     strong = [(np.asarray(curve.x, float), np.asarray(curve.y, float)) for curve in curves if not curve.faint]
     settled = []
     for x, y in strong:
-        start = x[0] + (x[-1] - x[0]) / 7
+        start = x[0] + (x[-1] - x[0]) / 4
         settled.append(np.append(y[x >= start], np.interp(start, x, y)))
     values = np.concatenate([y[np.isfinite(y)] for y in settled] or [np.zeros(1)])
     values = values if values.size else np.zeros(1)
