@@ -58,7 +58,7 @@ class Lesson:
 
 
 def interleaved(chance: Random, world: World) -> Document:
-    """One interleaved document of 2 to 5 pictures."""
+    """One interleaved document of 2 to 9 pictures."""
     kinds: dict[Callable[[Random, World], Document], int] = {words: 35, changes: 20, compare: 10, shots: 25, album: 10}
     return chance.choices(list(kinds), list(kinds.values()))[0](chance, world)
 
@@ -131,7 +131,7 @@ def compare(chance: Random, world: World) -> Document:
 def shots(chance: Random, world: World) -> Document:
     """Questions with short answers in a row, as few-shot prompts are written."""
     document: Document = []
-    for _ in range(chance.randint(2, 5)):
+    for _ in range(chance.randint(2, 9)):
         scene = sample(chance, world)
         question = choose(scene, chance, most=1, either=int(chance.random() < 0.15))[0]
         document += [scene, SHOT.format(question=question.text, answer=question.answer)]
@@ -140,7 +140,7 @@ def shots(chance: Random, world: World) -> Document:
 
 def album(chance: Random, world: World) -> Document:
     """Pictures in a row, each with its caption."""
-    scenes = [sample(chance, world) for _ in range(chance.randint(2, 5))]
+    scenes = [sample(chance, world) for _ in range(chance.randint(2, 9))]
     return [item for scene in scenes for item in (scene, caption(scene, chance))]
 
 
