@@ -9,14 +9,14 @@
 
 ``run.json`` also carries what studies compare runs by; a study leaves out what an older run does not say:
 
-    parameters    {total, active, non_embedding, dense_twin}   counts; the last two are the decoder's, as in the rate law
+    parameters    {total, active, non_embedding, dense_twin}   counts; the last two are the decoder's, for the law
     flops_parts   {vision, connector, decoder}                 shares of a training step's FLOPs, summing to 1
     diverged      true where the loss became NaN and training stopped
     mix_target    {source: weight}    mix_unit: positions | ...    what the mixture was asked for
     steps         of the whole run
 
-Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val``, ``experts`` or ``eval``), ``step``, ``time_s`` (seconds of
-training), ``positions`` and ``flops`` (both cumulative), and the named numbers:
+Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val``, ``experts`` or ``eval``), ``step``, ``time_s`` (seconds
+of training), ``positions`` and ``flops`` (both cumulative), and the named numbers:
 
     train    loss  loss/<source>  balance  z  lr/<part>  positions_per_s  padding  images_per_row
              mix/documents/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>   realised shares
