@@ -1,10 +1,11 @@
 """The endless sequence of global batches, a function of configuration and seed alone (MM1 section 3.3).
 
-    1. A global batch has S rows. Row slot s is a logical stream of its own, with its own mixture and look-ahead buffer.
-    2. Every source is read through again and again, each epoch in another seeded order; of that endless sequence stream
-       s takes the places s, s + S, s + 2S, ... so that the streams together read every document once an epoch.
-    3. Every rank plans all S rows (two numbers a document, no text, no pixels) and fetches only its own: micro-batch a
-       of A on rank r of R, with m = S / (R A) rows, is the slots ``[(a R + r) m, (a R + r) m + m)``.
+    1. Every source is read through again and again, each epoch in another seeded order.
+    2. One mixture draws from these sequences and one packer lays rows out of what was drawn; the next S rows are a
+       global batch. As there is one account and one look-ahead buffer for all rows, the shares hold for the run as a
+       whole, however many rows a batch has.
+    3. Every rank plans all rows (two numbers a document, no text, no pixels) and fetches only its own: micro-batch a of
+       A on rank r of R, with m = S / (R A) rows, is the rows ``[(a R + r) m, (a R + r) m + m)`` of the batch.
 
 Hence any split of a batch over ranks, micro-batches and workers gives the same rows, and the state after a batch is
 small, readable, and the same for all of them.
@@ -50,7 +51,7 @@ class Recipe:
         images_per_row: Most pictures of a row.
         rows_per_step: Rows of a global batch.
         seed: Decides the order of documents.
-        look_ahead: Documents that wait to be packed, per row slot.
+        look_ahead: Documents that wait to be packed.
     """
 
     corpus: Path
@@ -92,101 +93,68 @@ class Source:
         return Piece(self.number, epoch, index, positions, images)
 
 
-class RowStream:
-    """One row slot: what it has taken of each source, what that counts for, and what waits to be packed."""
-
-    def __init__(self, slot: int, sources: list[Source], recipe: Recipe) -> None:
-        self.slot, self.sources, self.recipe = slot, sources, recipe
-        self.shares = list(recipe.shares.values())
-        self.taken = [0] * len(sources)
-        self.booked = [0] * len(sources)
-        self.buffer: list[Piece] = []
-        # Streams start out of step by a fraction of a document, else the first rows of all would hold the same source.
-        phases = np.random.default_rng([recipe.seed, slot]).uniform(-0.5, 0.5, len(sources))
-        self.lead = [phase * self._worth(source.at(slot)) for phase, source in zip(phases, sources, strict=True)]
-
-    def _worth(self, piece: Piece) -> int:
-        tokens_per_image = self.recipe.image_spec.tokens
-        text_tokens = piece.positions - piece.images * tokens_per_image
-        return amount(self.recipe.unit, text_tokens, piece.images, tokens_per_image)
-
-    def draw(self) -> Piece:
-        """The next document of the mixture."""
-        chosen = furthest_behind(self.shares, [a + b for a, b in zip(self.booked, self.lead, strict=True)])
-        piece = self.sources[chosen].at(self.slot + self.taken[chosen] * self.recipe.rows_per_step)
-        self.taken[chosen] += 1
-        self.booked[chosen] += self._worth(piece)
-        return piece
-
-    def next_row(self) -> list[Piece]:
-        """Plan one row."""
-        recipe = self.recipe
-        return next_row(self.buffer, self.draw, recipe.look_ahead, recipe.row_tokens, recipe.images_per_row)
-
-    def state(self) -> dict[str, Any]:
-        """What :meth:`load` needs, in plain lists."""
-        waiting = [[piece.source, piece.epoch, piece.index] for piece in self.buffer]
-        return {"taken": list(self.taken), "booked": list(self.booked), "waiting": waiting}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`."""
-        self.taken, self.booked = list(state["taken"]), list(state["booked"])
-        self.buffer = [self.sources[source].piece(epoch, index) for source, epoch, index in state["waiting"]]
-
-
 class Plan:
-    """All row slots in step: what every global batch consists of, without reading any document."""
+    """What every global batch consists of, without reading any document."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.shares = list(recipe.shares.values())
         self.sources = [
             Source(number, ShardSet(recipe.corpus, name, "train"), recipe) for number, name in enumerate(recipe.shares)
         ]
         check_sources(self.sources, recipe)
-        self.streams = [RowStream(slot, self.sources, recipe) for slot in range(recipe.rows_per_step)]
+        self.taken = [0] * len(self.sources)
+        self.booked = [0] * len(self.sources)
+        self.buffer: list[Piece] = []
 
     def next_step(self) -> list[list[Piece]]:
-        """The rows of the next global batch, by slot."""
-        return [stream.next_row() for stream in self.streams]
+        """The rows of the next global batch."""
+        recipe = self.recipe
+        limits = recipe.look_ahead, recipe.row_tokens, recipe.images_per_row
+        return [next_row(self.buffer, self._draw, *limits) for _ in range(recipe.rows_per_step)]
+
+    def _draw(self) -> Piece:
+        """The next document of the mixture."""
+        chosen = furthest_behind(self.shares, self.booked)
+        piece = self.sources[chosen].at(self.taken[chosen])
+        tokens_per_image = self.recipe.image_spec.tokens
+        text_tokens = piece.positions - piece.images * tokens_per_image
+        self.taken[chosen] += 1
+        self.booked[chosen] += amount(self.recipe.unit, text_tokens, piece.images, tokens_per_image)
+        return piece
 
     def epochs(self) -> dict[str, float]:
         """How often each source has been drawn through, by name."""
-        taken = [sum(stream.taken[source.number] for stream in self.streams) for source in self.sources]
-        return {name: taken[i] / len(self.sources[i].shards) for i, name in enumerate(self.recipe.shares)}
+        return {name: self.taken[i] / len(self.sources[i].shards) for i, name in enumerate(self.recipe.shares)}
 
     def state(self) -> dict[str, Any]:
         """The state after the rows planned so far, plain values only."""
-        streams = [stream.state() for stream in self.streams]
-        return {**self._identity(), "epochs": self.epochs(), "streams": streams}
+        waiting = [[piece.source, piece.epoch, piece.index] for piece in self.buffer]
+        place = {"taken": list(self.taken), "booked": list(self.booked), "waiting": waiting}
+        return {**self._identity(), "epochs": self.epochs(), **place}
 
     def _identity(self) -> dict[str, Any]:
         pieces = [len(source.shards) for source in self.sources]
-        return {"seed": self.recipe.seed, "sources": list(self.recipe.shares), "pieces": pieces}
+        recipe = self.recipe
+        return {"seed": recipe.seed, "sources": list(recipe.shares), "unit": recipe.unit, "pieces": pieces}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`; the number of ranks, micro-batches and workers may differ, the order may not.
+        """Go on from :meth:`state`; ranks, micro-batches, workers and rows a batch may differ, the order may not.
 
         Raises:
-            UserError: The state belongs to another corpus, mixture, seed or number of rows.
+            UserError: The state belongs to another corpus, mixture or seed.
         """
-        expected = {**self._identity(), "rows_per_step": self.recipe.rows_per_step}
-        found = {**{key: state[key] for key in self._identity()}, "rows_per_step": len(state["streams"])}
-        for key, setting in _SETTING_OF.items():
-            if found[key] != expected[key]:
+        for key, expected in self._identity().items():
+            if state[key] != expected:
                 raise UserError(
-                    f"the checkpoint was written with {key} = {found[key]}, this run has {expected[key]}; documents "
-                    f"would be repeated or skipped: restore {setting}, or start anew with --init_from"
+                    f"the checkpoint was written with {key} = {state[key]}, this run has {expected}; documents "
+                    f"would be repeated or skipped: restore {_SETTING_OF[key]}, or start anew with --init_from"
                 )
-        for stream, saved in zip(self.streams, state["streams"], strict=True):
-            stream.load(saved)
+        self.taken, self.booked = list(state["taken"]), list(state["booked"])
+        self.buffer = [self.sources[source].piece(epoch, index) for source, epoch, index in state["waiting"]]
 
 
-_SETTING_OF = {
-    "seed": "data.seed",
-    "sources": "data.weights",
-    "pieces": "data.corpus",
-    "rows_per_step": "data.rows_per_step",
-}
+_SETTING_OF = {"seed": "data.seed", "sources": "data.weights", "unit": "data.unit", "pieces": "data.corpus"}
 
 
 def check_sources(sources: list[Source], recipe: Recipe) -> None:

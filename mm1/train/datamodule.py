@@ -29,7 +29,7 @@ class MM1Data(lightning.LightningDataModule):
         images_per_row: Most pictures of a row.
         rows_per_step: Rows of an optimizer step, over all ranks and micro-batches.
         seed: Decides the order of documents.
-        look_ahead: Documents that wait to be packed, per row slot.
+        look_ahead: Documents that wait to be packed.
         val_rows: Most validation rows of a source.
         val_batch_rows: Rows of a validation batch.
         workers: Processes that fetch ahead; 0 fetches in the training process.
@@ -117,7 +117,7 @@ class MM1Data(lightning.LightningDataModule):
         """Go on from :meth:`state_dict`.
 
         Raises:
-            UserError: The place belongs to another corpus, mixture, seed or number of rows.
+            UserError: The place belongs to another corpus, mixture or seed.
         """
         self.state = state_dict["state"]
         if self.state is not None:

@@ -126,8 +126,8 @@ def test_resuming_what_does_not_belong_together(corpus: Path, tmp_path: Path) ->
     config = run_config(corpus, max_steps=3)
     run = fit(tmp_path / "run", config)
     run.update(finished=False)
-    with pytest.raises(UserError, match=r"data\.rows_per_step"):
-        fit(tmp_path / "run", config, "--data.rows_per_step", "8", "--trainer.max_steps", "6")
+    with pytest.raises(UserError, match=r"data\.seed"):
+        fit(tmp_path / "run", config, "--data.seed", "8", "--trainer.max_steps", "6")
     with pytest.raises(UserError, match=r"does not fit model\.model of this run: 1 tensors misshaped|tensors"):
         fit(tmp_path / "run", config, "--model.model.init_args.decoder.init_args.layers", "3")
     checkpoint = torch.load(run.last, weights_only=True)
