@@ -117,7 +117,11 @@ def evaluate(
     answers: Answers,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Ask what is not among ``answers`` yet, and score all; the entries of scores.json by task."""
+    """Ask what is not among ``answers`` yet, and score all; the entries of scores.json by task.
+
+    Raises:
+        UserError: More shots than demonstrations, or a prompt longer than the context, before the first question.
+    """
     settings.check()
     engine = Engine(
         model,
@@ -128,6 +132,7 @@ def evaluate(
     )
     jobs = [job for task in tasks for job in jobs_of(task, settings)]
     left = [job for job in jobs if job.key not in answers.found]
+    _check_lengths(engine, left, settings)
     with tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress) as bar:
         for task in tasks:
             scorer = task.scorer()
@@ -172,6 +177,14 @@ def identity(checkpoint: Path) -> list[Any]:
     file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
     about = file.stat()
     return [str(file.resolve()), about.st_size, about.st_mtime_ns]
+
+
+def _check_lengths(engine: Engine, jobs: list[Job], settings: Settings) -> None:
+    """Refuse the first prompt that does not fit now, and not after hours of answers to shorter ones."""
+    for job in jobs:
+        items = document(job.asked, job.demonstrations, job.task.kind, settings, lambda picture: b"")
+        spoken = [len(engine.tokenizer.encode(choice)) for choice in job.asked.choices]
+        engine.check(items, max(spoken, default=settings.prompt(job.task.kind).max_new_tokens))
 
 
 def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Scorer) -> Iterator[Answer]:

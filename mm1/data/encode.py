@@ -46,8 +46,12 @@ def prompt(items: Sequence[Text | Image], tokenizer: Tokenizer, tokens_per_image
 
 def text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
     """Positions of a document's encoding that are no picture's, begin and end tokens among them."""
-    texts = [item for item in items if isinstance(item, Text)]
-    return 1 + sum(tokenizer.count(text.text) + text.end for text in texts) + (not _closed(items))
+    return prompt_text_tokens(items, tokenizer) + (not _closed(items))
+
+
+def prompt_text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
+    """The same of a prompt."""
+    return 1 + sum(tokenizer.count(item.text) + item.end for item in items if isinstance(item, Text))
 
 
 def _closed(items: Sequence[Text | Image]) -> bool:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mm1.data.encode import Encoded, prompt
+from mm1.data.encode import Encoded, prompt, prompt_text_tokens
 from mm1.data.image import prepare
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
@@ -100,17 +100,25 @@ class Engine:
                 scores[at] = score
         return scores
 
-    def _encode(self, items: Prompt, new: int) -> Encoded:
-        encoded = prompt(items, self.tokenizer, self.tokens_per_image)
-        length, pictures = len(encoded.tokens), len(encoded.images)
+    def check(self, items: Prompt, new: int) -> None:
+        """Refuse a prompt that does not fit, by its length alone: pictures are counted, not read.
+
+        Raises:
+            UserError: The prompt and ``new`` tokens would not fit ``max_positions``.
+        """
+        pictures = sum(isinstance(item, Image) for item in items)
+        in_pictures = pictures * self.tokens_per_image
+        length = in_pictures + prompt_text_tokens(items, self.tokenizer)
         if length + new > self.max_positions:
-            in_pictures = pictures * self.tokens_per_image
             raise UserError(
                 f"a prompt of {length} positions ({pictures} pictures x {self.tokens_per_image} = {in_pictures}, text "
                 f"{length - in_pictures}) and {new} new tokens make {length + new}; expected at most "
                 f"{self.max_positions}: ask with fewer shots or raise max_positions"
             )
-        return encoded
+
+    def _encode(self, items: Prompt, new: int) -> Encoded:
+        self.check(items, new)
+        return prompt(items, self.tokenizer, self.tokens_per_image)
 
     def _generate(self, encoded: list[Encoded], new: int, stop: Sequence[str]) -> Iterator[tuple[int, str]]:
         for chosen in self._batches(encoded, new):

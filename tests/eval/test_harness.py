@@ -127,6 +127,23 @@ def test_a_benchmark_that_is_not_there_is_refused_before_anything_is_asked(data:
         harness.chosen_tasks(data, Settings(tasks=("vqa/other",)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (Settings(shots=(0, 2), max_positions=45), r"prompt of \d+ positions .* expected at most 45"),
+        (Settings(shots=(0, 4)), "4 shots for question"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int], settings, told
+) -> None:
+    """Captions come first and fit; a question further on does not."""
+    with pytest.raises(UserError, match=told):
+        run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    assert asked == []
+    assert lines(tmp_path / "out") == []
+
+
 def test_benchmarks_inside_training_leave_the_model_as_it_was(model: MM1, tokenizer: Tokenizer, data: Path) -> None:
     benchmarks = Benchmarks(str(data), Settings(shots=(0,), limit=2))
     model.train()
