@@ -10,7 +10,7 @@ from typing import Literal
 import PIL.Image
 
 from data_pipelines.cut import Limits, cut
-from data_pipelines.sources import Draft, Rejection
+from data_pipelines.sources import Draft, Packed, Rejection
 from mm1.data.encode import text_tokens
 from mm1.data.fingerprint import Fingerprint, Known, fingerprint
 from mm1.data.image import PictureError, decode, scale
@@ -75,8 +75,8 @@ class Finish:
             return Finished(draft.group, [], rejections)
         return self._cut(Sample(tuple(items), draft.source, draft.id), draft.group, rejections)
 
-    def _picture(self, path: Path) -> bytes:
-        data = read_picture(path)
+    def _picture(self, place: Path | Packed) -> bytes:
+        data = read_picture(place)
         picture = decode(data)
         if len(self.scored) and fingerprint(data, picture) in self.scored:
             raise _Scored
@@ -99,14 +99,14 @@ class _Scored(Exception):
     """The picture stands in a scored set."""
 
 
-def read_picture(path: Path) -> bytes:
-    """The file's bytes.
+def read_picture(place: Path | Packed) -> bytes:
+    """The picture's bytes.
 
     Raises:
-        PictureError: It is missing or unreadable.
+        PictureError: Its file is missing or unreadable.
     """
     try:
-        return path.read_bytes()
+        return place.read_bytes()
     except FileNotFoundError:
         raise PictureError("picture file is missing") from None
     except OSError:

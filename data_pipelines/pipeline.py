@@ -32,6 +32,7 @@ from mm1.data.shards import FORMAT, ShardWriter
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.runs import read_json, write_json
+from mm1.sample import Text
 
 EXAMPLES = 5
 SMALLEST_WITH_VALIDATION = 20
@@ -233,8 +234,8 @@ def survey(readers: list[Source], val_share: float, base: str) -> Survey:
         if isinstance(draft, Draft):
             lowest = min(lowest, group_hash(draft.group))
             for item in draft.items:
-                if isinstance(item, Path):
-                    stamp.update(_stat(item).encode())
+                if not isinstance(item, Text):
+                    stamp.update(_stat(item if isinstance(item, Path) else item.path).encode())
     threshold = int(val_share * 2**64)
     if val_share and documents >= SMALLEST_WITH_VALIDATION and lowest < 2**64:
         threshold = max(threshold, lowest + 1)

@@ -16,20 +16,43 @@ HELD_OUT = ("_dev", "_val", "_test")
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A file inside a tar, by where its bytes stand.
+
+    Args:
+        path: The tar.
+        name: Its name there.
+        offset: Its first byte.
+        size: How many bytes it has.
+    """
+
+    path: Path
+    name: str
+    offset: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        """Its bytes, as ``Path.read_bytes`` gives those of a file of its own."""
+        with self.path.open("rb") as tar:
+            tar.seek(self.offset)
+            return tar.read(self.size)
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A document as its file tells it. Pictures are read later, by many processes.
 
     Args:
         id: Unique within the stream: file and line, ``flickr8k_train:12``.
         source: The stream.
-        items: Text, and the paths of pictures, in reading order.
+        items: Text, and where the pictures are, in reading order.
         group: What decides the split; documents about one picture share it.
         loose: Whether the document makes sense without a picture that cannot be read.
     """
 
     id: str
     source: str
-    items: tuple[Text | Path, ...]
+    items: tuple[Text | Path | Packed, ...]
     group: str
     loose: bool = False
 

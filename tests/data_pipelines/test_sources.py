@@ -30,6 +30,7 @@ def read(corpus: Path, stream: str, **options: int) -> tuple[list[Draft], dict[s
 
 
 def test_every_kind_finds_its_files(raw: Path) -> None:
+    (raw / "captions" / "pairs.tar").touch()
     found = sources(raw)
     assert list(found) == ["captions", "interleaved", "text", "sft"]
     assert sum(len(readers) for readers in found.values()) == len(KINDS)
