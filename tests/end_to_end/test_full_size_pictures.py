@@ -1,4 +1,4 @@
-"""Pictures as the 3B to 30B models see them, 378 px and 144 tokens, from raw files to an answer, through a tiny model."""
+"""Pictures as the 3B to 30B models see them, 378 px and 144 tokens: a tiny model from raw files to an answer."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def test_rows_hold_144_places_a_picture_and_the_last_one_speaks(batch: Batch) ->
     places_BT = batch.tokens_BT == IMAGE
     assert int(places_BT.sum()) == images * TOKENS
     for tokens, segments, targets in zip(batch.tokens_BT, batch.segments_BT, batch.targets_BT, strict=True):
-        runs = [(image, list(run)) for image, run in itertools.groupby(range(ROW_TOKENS), lambda t: tokens[t] == IMAGE)]
-        for run in (run for image, run in runs if image):
-            assert len(run) == TOKENS
-            assert (targets[run[:-1]] == IGNORE).all()
-            assert segments[run[-1]] == segments[run[-1] + 1]
-            assert targets[run[-1]] == tokens[run[-1] + 1] != IGNORE
+        starts = [t for t in range(ROW_TOKENS) if tokens[t] == IMAGE and (t == 0 or tokens[t - 1] != IMAGE)]
+        for start, end in ((start, start + TOKENS) for start in starts):
+            assert (tokens[start:end] == IMAGE).all()
+            assert (targets[start : end - 1] == IGNORE).all()
+            assert segments[end - 1] == segments[end]
+            assert targets[end - 1] == tokens[end] != IGNORE
 
 
 def test_features_of_27_by_27_patches_stand_in_their_places(model: MM1, batch: Batch) -> None:
