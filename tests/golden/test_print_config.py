@@ -13,7 +13,7 @@ import yaml
 
 from mm1.train.__main__ import Door
 
-RECIPE = Path(__file__).resolve().parents[2] / "configs" / "train" / "tiny_moe_pretrain.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "train" / "pretrain_3b_moe.yaml"
 GOLDEN = Path(__file__).with_name("print_config.yaml")
 
 
