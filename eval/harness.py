@@ -1,4 +1,4 @@
-"""Runs benchmarks: every question with 0, 4, 8 demonstrations, each beside its blind arm (MM1, section 4 and appendix).
+"""Runs benchmarks: every question with 0, 4, 8 demonstrations, each beside its blind arm (MM1, sections 3.1 and 4).
 
 1. every (task, shots, arm, question) is a job; jobs that were answered before are left out
 2. chunks of jobs become prompts, the engine answers them, answers are scored and written at once

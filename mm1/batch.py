@@ -9,7 +9,8 @@ holds two documents, ``[picture of 2 tokens] a b`` and ``c``, and one position o
     targets     .   a   b   .   .   .        . = IGNORE
 
 The last image position predicts the first text token; a picture, padding, or the first token of another document is
-never a target (MM1 section 3.3: next-token cross-entropy on text only).
+never a target. That only text is learned and that attention stays inside a document is the common reading of MM1; it
+could not be checked against the paper's text.
 """
 
 from __future__ import annotations

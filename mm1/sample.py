@@ -1,4 +1,4 @@
-"""One document, the same for every corpus: text and pictures in reading order (MM1, section 3.2).
+"""One document, the same for every corpus: text and pictures in reading order (MM1, section 3.3).
 
 A caption pair is ``(Image, Text)``, a web page any mixture of the two, plain text one ``Text``, and a conversation
 alternates text that is only read (``learn=False``) with answers that are learned and closed (``end=True``).

@@ -1,4 +1,4 @@
-"""Documents of several pictures whose text only makes sense with them (MM1 section 3.2 finds few-shot skill there).
+"""Documents of several pictures whose text only makes sense with them (MM1, section 3.3, finds few-shot skill there).
 
     words       <picture> This is a dako. <picture> This is a wupi. <picture> This is a dako.
     changes     <picture> First we see a red circle above a blue star. <picture> Now the circle is gone.

@@ -1,6 +1,6 @@
 """Text without pictures about the same little world, and the turns of an instruction.
 
-Plain text keeps the decoder's language alive (MM1 section 3.2 mixes in a tenth); here it counts, tells what shapes,
+Plain text keeps the decoder's language alive (MM1, section 3.3, mixes in a tenth); here it counts, tells what shapes,
 colours and words are, and tells small stories that answer the questions after them.
 """
 

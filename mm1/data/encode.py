@@ -1,4 +1,4 @@
-"""A document as token ids, the one encoding of training, evaluation and people's questions (MM1, section 3.2).
+"""A document as token ids, the one encoding of training, evaluation and people's questions (MM1, section 3.3).
 
 Image, Text("a b"), Text("c", end=True)        2 tokens a picture
 

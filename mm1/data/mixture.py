@@ -1,4 +1,4 @@
-"""Which source the next document comes from, so that the shares asked for are the shares trained on (MM1 section 3.3).
+"""Which source the next document comes from, so that the shares asked for are the shares trained on (MM1, section 3.3).
 
 Nothing is drawn by chance. Every document drawn is booked on its source's account in the unit of the shares, and the
 next one comes from the source that is furthest behind. With shares 45/45/10 in positions:

@@ -1,4 +1,4 @@
-"""Documents into rows with little padding, without cutting and without starving any (MM1 section 3.3, A.2).
+"""Documents into rows with little padding, without cutting and without starving any (MM1, section 4).
 
 A look-ahead buffer holds the next K documents of the mixture. A row opens with the oldest of them, so that none waits
 longer than K rows; then the largest that still fits follows, again and again, and its place is refilled at once. The

@@ -1,4 +1,4 @@
-"""The endless sequence of global batches, a function of configuration and seed alone (MM1 section 3.3).
+"""The endless sequence of global batches, a function of configuration and seed alone (MM1, section 3.3).
 
     1. Every source is read through again and again, each epoch in another seeded order.
     2. One mixture draws from these sequences and one packer lays rows out of what was drawn; the next S rows are a

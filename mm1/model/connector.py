@@ -1,4 +1,4 @@
-"""From an encoder's patches to tokens of the decoder (MM1, section 3.1; C-Abstractor: Honeybee, arXiv 2312.06742).
+"""From an encoder's patches to tokens of the decoder (MM1, section 3.2; C-Abstractor: Honeybee, arXiv 2312.06742).
 
 A new connector is one class here, or a file of its own, and one YAML.
 """

@@ -1,6 +1,6 @@
 """Learned position tables that follow their grid: weights from 27 x 27 patches fit an encoder that sees 48 x 48.
 
-MM1 fine-tunes its encoder at higher resolutions this way (section 4.1, position-embedding interpolation).
+MM1 fine-tunes its encoder at higher resolutions this way (section 5, position-embedding interpolation).
 """
 
 from __future__ import annotations

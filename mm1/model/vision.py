@@ -1,6 +1,6 @@
 """Image encoders of open_clip and timm behind one contract: pictures in, a square grid of patch tokens out.
 
-MM1's final encoder is a ViT-H/14 at 378 px trained by CLIP on DFN-5B (section 3.1); its open equal is open_clip's
+MM1's final encoder is a ViT-H/14 at 378 px trained by CLIP on DFN-5B (section 4); its open equal is open_clip's
 ``ViT-H-14-378-quickgelu``, tag ``dfn5b``.
 """
 

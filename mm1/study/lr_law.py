@@ -1,4 +1,4 @@
-"""How the best learning rate falls with size: ln rate = slope ln N + intercept, by least squares (MM1, section 3.1).
+"""How the best learning rate falls with size: ln rate = slope ln N + intercept, by least squares (MM1, section 4).
 
 N counts the decoder's non-embedding parameters, of the dense twin for an MoE. The published law is one such line,
 fitted to best points. From a whole grid the best rate of each size is first read off a parabola through the losses

@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and a cosine, settable part by part, and the rate that MM1's law gives (MM1 section 3.4).
+"""AdamW with a warm-up and a cosine, settable part by part, and the rate that MM1's law gives (MM1, section 4).
 
     eta(N) = exp(-0.4214 ln N - 0.5535)        N: non-embedding parameters of the decoder, for an MoE of its dense twin
 
@@ -52,6 +52,9 @@ class PartRule:
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
     """AdamW, linear warm-up, cosine to a final share of the peak.
+
+    Warm-up, cosine to a tenth and the decay are MM1's; its betas and epsilon are unpublished, and these are the defaults
+    of the framework that it was trained in.
 
     Args:
         lr: Peak rate, or ``law`` for what the law gives for this decoder.

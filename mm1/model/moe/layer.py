@@ -1,4 +1,4 @@
-"""The sparse feed-forward layer of MM1-MoE (section 3.4 of the paper's appendix on MoE; GShard, ST-MoE)."""
+"""The sparse feed-forward layer of MM1-MoE (MM1, section 4; GShard, ST-MoE)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from mm1.model.moe.router import Router, RouterStats
 
 class MoE(nn.Module):
     """Every token visits ``top_k`` of ``experts`` SwiGLU layers; nothing is dropped.
+
+    Experts, top-2 and both coefficients are MM1's; whether it had a capacity and dropped tokens is unpublished.
 
     Args:
         width: Decoder width D.
