@@ -1,4 +1,4 @@
-"""Captioning on files in COCO's format, demonstrations from the caption files that are trained on (MM1, section 3.1)."""
+"""Captioning on files in COCO's format, demonstrations from caption files that are trained on (MM1, section 3.1)."""
 
 from __future__ import annotations
 

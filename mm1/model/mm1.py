@@ -1,4 +1,4 @@
-"""MM1: an image encoder, a connector and a decoder, trained together on text targets (arXiv 2403.09611, section 3.2 and figure 3).
+"""MM1: an image encoder, a connector and a decoder, trained together on text targets (MM1, section 3.2, figure 3).
 
 pictures --encode--> patches --connect--> tokens --splice into the row--> decode --> next text token
 """

@@ -53,8 +53,8 @@ class PartRule:
 class AdamW:
     """AdamW, linear warm-up, cosine to a final share of the peak.
 
-    Warm-up, cosine to a tenth and the decay are MM1's; its betas and epsilon are unpublished, and these are the defaults
-    of the framework that it was trained in.
+    Warm-up, cosine to a tenth and the decay are MM1's. Its betas and epsilon are unpublished; these are the defaults of
+    the framework that it was trained in.
 
     Args:
         lr: Peak rate, or ``law`` for what the law gives for this decoder.
