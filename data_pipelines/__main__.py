@@ -120,7 +120,7 @@ def main() -> None:
     """Run a command."""
     from jsonargparse import auto_cli
 
-    door(lambda: auto_cli(COMMANDS, args=spelled(sys.argv[1:]), prog="mm1-data"))
+    door(lambda: auto_cli(COMMANDS, args=spelled(sys.argv[1:]), prog="mm1-data", exit_on_error=False))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
     asking.add_argument("--device", type=str, default="cpu")
     scoring = ArgumentParser(description="Score stored answers again, without the model.")
     scoring.add_argument("answers", type=str, help="an answers.jsonl")
-    whole = ArgumentParser(prog="mm1-eval", description=__doc__)
+    whole = ArgumentParser(prog="mm1-eval", description=__doc__, exit_on_error=False)
     commands = whole.add_subcommands(dest="command")
     commands.add_subcommand("run", running, help="score a model on benchmarks")
     commands.add_subcommand("ask", asking, help="ask a model about pictures")

@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping
 
 
 class UserError(ValueError):
     """A fault that the user can mend. The message says what was found, what was expected, and which setting."""
 
 
+def at_least(least: float, settings: Mapping[str, float]) -> None:
+    """Refuse numbers that are too small, by the names that users set them by.
+
+    Raises:
+        UserError: The first of them.
+    """
+    for name, value in settings.items():
+        if not value >= least:  # so that nan is too small as well
+            raise UserError(f"{name} is {value}; expected at least {least}")
+
+
 def door(main: Callable[[], object]) -> None:
-    """Run a command-line entry point: a :class:`UserError` becomes one line and exit code 2, no stack trace."""
+    """Run a command-line entry point: what a user can mend becomes one line and exit code 2, no stack trace.
+
+    That is a :class:`UserError`, an argument or YAML key the parser refuses, and what the system refuses: a folder that
+    is none, a file that may not be written, a disk that is full.
+    """
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, ArgumentError, OSError) as error:
+        told = _refused(error) if isinstance(error, OSError) else sentence(error)
+        print(f"error: {told}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def sentence(error: BaseException) -> str:
+    """An error's message on one line; of jsonargparse's nested ones the dotted path and what is wrong there."""
+    text = _without_loop(error)
+    keys = re.findall(_KEY, text)
+    lines = [line.strip("- ") for line in re.sub(_KEY, "", text).splitlines()]
+    fault = "; ".join(line for line in lines if line and not line.startswith(_NOISE))
+    fault = re.sub(r"<class '(\w+)'>", r"\1", re.sub(_CALLABLE, "", fault)).replace("Expected a int", "Expected an int")
+    return f"{'.'.join(keys)}: {fault}" if keys else fault
+
+
+_KEY = r'Parser key "([^"]+)"(?: element \d+)?: ?'
+_CALLABLE = r"Type \S.+ expects a function or a callable class: |\. Got value: Namespace\(.*\)"
+_NOISE = (
+    "Problem with given class_path",
+    "Does not validate against any",
+    "Subtypes: [",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type: ",
+    "Given value: NestedArg(",
+)
+_LOOP = "Config file loop detected"
+
+
+def _without_loop(error: BaseException) -> str:
+    """jsonargparse parses a faulty file a second time and then complains of a loop; the fault stands further in."""
+    inner: BaseException | None = error
+    while inner and _LOOP in str(inner) and (inner.__cause__ or inner.__context__):
+        inner = inner.__cause__ or inner.__context__
+    return re.sub(f"{_LOOP}.*", lambda _: str(inner), str(error))
+
+
+def _refused(error: OSError) -> str:
+    where, why = error.filename or "a file", error.strerror or str(error)
+    return f"{where} cannot be used ({why}); expected a path that can be read and written; what was finished is kept"

@@ -10,7 +10,7 @@ from mm1.interop.export import export
 
 def main() -> None:
     """Run ``mm1-convert``."""
-    door(lambda: print(f"written: {auto_cli({'export': export}, prog='mm1-convert')}"))
+    door(lambda: print(f"written: {auto_cli({'export': export}, prog='mm1-convert', exit_on_error=False)}"))
 
 
 if __name__ == "__main__":

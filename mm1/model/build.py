@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mm1.errors import UserError
+from mm1.errors import UserError, sentence
 from mm1.model.mm1 import MM1
 
 
@@ -32,7 +31,7 @@ def build(config: dict[str, Any] | str | Path, device: str = "meta") -> MM1:
         with torch.device(device):
             return parser.instantiate(parser.parse_object({"model": value})).model
     except ArgumentError as error:
-        raise UserError(f"{origin} does not describe a model: {_one_line(error)}") from None
+        raise UserError(f"{origin} does not describe a model: {sentence(error)}") from None
 
 
 def _read(path: Path) -> Any:
@@ -44,11 +43,3 @@ def _read(path: Path) -> Any:
         ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from None
-
-
-def _one_line(error: Exception) -> str:
-    """jsonargparse's nested message as one dotted path and what is wrong there."""
-    text = re.sub(r"Problem with given class_path '[^']*': ", "", " ".join(str(error).split()))
-    keys = re.findall(r'Parser key "([^"]+)": ', text)
-    fault = re.sub(r'Parser key "[^"]+": ', "", text)
-    return f"{'.'.join(keys)}: {fault}"

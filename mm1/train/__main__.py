@@ -58,6 +58,7 @@ class Door(LightningCLI):
             seed_everything_default=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "mm1-train", "exit_on_error": False},
             args=arguments,
         )
 
