@@ -128,8 +128,33 @@ def _unicode(text: str) -> bool:
     return True
 
 
+WRONG_FIELDS = "wrong fields"
+
+
 class WrongFields(ValueError):
     """A row has not the fields of its kind; caught by the source, which rejects the row."""
+
+
+class Rows(Source):
+    """A kind of file with a JSON object a line."""
+
+    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+        for place, row in json_lines(path):
+            if row is None:
+                yield Rejection(place, "line is no JSON object")
+                continue
+            try:
+                yield from self.documents(path, place, row)
+            except WrongFields:
+                yield Rejection(place, WRONG_FIELDS)
+
+    @abstractmethod
+    def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:
+        """What one row of ``path`` becomes.
+
+        Raises:
+            WrongFields: The row has not the fields of its kind; nothing was yielded before.
+        """
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -146,7 +171,3 @@ def _object(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-BAD_LINE = "line is no JSON object"
-WRONG_FIELDS = "wrong fields"

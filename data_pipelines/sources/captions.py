@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import BAD_LINE, WRONG_FIELDS, Draft, Rejection, Source, WrongFields, json_lines
+from data_pipelines.sources.base import Draft, Rejection, Rows, WrongFields
 from mm1.sample import Text
 
 
-class Captions(Source):
+class Captions(Rows):
     """``{"image", "captions": [..]}`` becomes ``(picture, caption)``, one or several, chosen by a hash.
 
     Each has its own copy of the picture. One caption a picture is the default: then n pictures are n documents, and
@@ -22,23 +22,15 @@ class Captions(Source):
     stream = "captions"
     pattern = "captions/*.jsonl"
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
-        for place, row in json_lines(path):
-            if row is None:
-                yield Rejection(place, BAD_LINE)
-                continue
-            try:
-                picture, captions = self.picture(path, row.get("image")), _captions(row)
-            except WrongFields:
-                yield Rejection(place, WRONG_FIELDS)
-                continue
-            written = [number for number, caption in enumerate(captions) if caption.strip()]
-            blank = sorted(set(range(len(captions))) - set(written)) if captions else [0]
-            yield from (Rejection(f"{place}#{number}", "empty caption") for number in blank)
-            group = str(picture.relative_to(self.corpus))
-            chosen = sorted(written, key=lambda number: hashlib.sha256(f"{group}#{number}".encode()).digest())
-            for number in sorted(chosen[: self.captions_per_image]):
-                yield Draft(f"{place}#{number}", self.stream, (picture, Text(captions[number].strip())), group)
+    def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:
+        picture, captions = self.picture(path, row.get("image")), _captions(row)
+        written = [number for number, caption in enumerate(captions) if caption.strip()]
+        blank = sorted(set(range(len(captions))) - set(written)) if captions else [0]
+        yield from (Rejection(f"{place}#{number}", "empty caption") for number in blank)
+        group = str(picture.relative_to(self.corpus))
+        chosen = sorted(written, key=lambda number: hashlib.sha256(f"{group}#{number}".encode()).digest())
+        for number in sorted(chosen[: self.captions_per_image]):
+            yield Draft(f"{place}#{number}", self.stream, (picture, Text(captions[number].strip())), group)
 
 
 def _captions(row: dict[str, Any]) -> list[str]:

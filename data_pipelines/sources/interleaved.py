@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import BAD_LINE, WRONG_FIELDS, Draft, Rejection, Source, WrongFields, json_lines
+from data_pipelines.sources.base import Draft, Rejection, Rows, WrongFields
 from mm1.sample import Text
 
 
-class Interleaved(Source):
+class Interleaved(Rows):
     """``{"id", "items": [{"type": "text", "text"} | {"type": "image", "image"}]}``.
 
     A picture that cannot be read is counted and left out, and the document stays as long as it has text: what an
@@ -20,20 +20,11 @@ class Interleaved(Source):
     stream = "interleaved"
     pattern = "interleaved/*.jsonl"
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
-        for place, row in json_lines(path):
-            if row is None:
-                yield Rejection(place, BAD_LINE)
-                continue
-            try:
-                items = self._items(path, row.get("items"))
-            except WrongFields:
-                yield Rejection(place, WRONG_FIELDS)
-                continue
-            if items:
-                yield Draft(place, self.stream, items, str(row.get("id", place)), loose=True)
-            else:
-                yield Rejection(place, "empty document")
+    def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:
+        if items := self._items(path, row.get("items")):
+            yield Draft(place, self.stream, items, str(row.get("id", place)), loose=True)
+        else:
+            yield Rejection(place, "empty document")
 
     def _items(self, path: Path, rows: Any) -> tuple[Text | Path, ...]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

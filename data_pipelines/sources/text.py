@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from data_pipelines.sources.base import BAD_LINE, WRONG_FIELDS, Draft, Rejection, Source, json_lines
+from data_pipelines.sources.base import Draft, Rejection, Rows, Source, WrongFields
 from mm1.sample import Text
 
 DOCUMENT_CHARACTERS = 8_000  # a book in one document would be on one side of the validation split
 
 
-class TextLines(Source):
+class TextLines(Rows):
     """``{"text"}`` a line."""
 
     stream = "text"
     pattern = "text/*.jsonl"
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
-        for place, row in json_lines(path):
-            match row:
-                case None:
-                    yield Rejection(place, BAD_LINE)
-                case {"text": str(text)} if text.strip():
-                    yield Draft(place, self.stream, (Text(text.strip()),), place)
-                case {"text": str()}:
-                    yield Rejection(place, "empty document")
-                case _:
-                    yield Rejection(place, WRONG_FIELDS)
+    def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise WrongFields
+        if text.strip():
+            yield Draft(place, self.stream, (Text(text.strip()),), place)
+        else:
+            yield Rejection(place, "empty document")
 
 
 class PlainText(Source):

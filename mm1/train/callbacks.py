@@ -32,13 +32,12 @@ Evaluator = Callable[[MM1, Tokenizer], dict[str, float]]
 BLIND_NATS = 0.005
 
 
-class Progress(Callback):
-    """One line of where the run is: on a terminal a line that renews itself, in a log one every ten seconds."""
+class AfterSteps(Callback):
+    """Calls :meth:`after_step` once a step, when its last micro-batch has been trained."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start the clock."""
-        self.started_s = self.shown_s = time.monotonic()
-        self.first_step = trainer.global_step
+    def after_step(self, trainer: lightning.Trainer, module: Objective, step: int, last: bool) -> None:
+        """What happens after ``step``; ``last`` says that none follows."""
+        raise NotImplementedError
 
     def on_train_batch_end(
         self,
@@ -48,25 +47,37 @@ class Progress(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Show the step, at most so often."""
+        """Tell micro-batches from steps."""
         assert isinstance(pl_module, Objective)
-        ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.after_step(trainer, pl_module, trainer.global_step, trainer.global_step >= trainer.max_steps)
+
+
+class Progress(AfterSteps):
+    """One line of where the run is: on a terminal a line that renews itself, in a log one every ten seconds."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock."""
+        self.started_s = self.shown_s = time.monotonic()
+        self.first_step = trainer.global_step
+
+    def after_step(self, trainer: lightning.Trainer, module: Objective, step: int, last: bool) -> None:
+        """Show the step, at most so often."""
         terminal, now_s = sys.stderr.isatty(), time.monotonic()
-        last = trainer.global_step >= trainer.max_steps
-        if not trainer.is_global_zero or not ended or not (last or now_s - self.shown_s > (0.5 if terminal else 10)):
+        if not trainer.is_global_zero or not (last or now_s - self.shown_s > (0.5 if terminal else 10)):
             return
-        self.shown_s, sums = now_s, pl_module.step_sums
+        self.shown_s, sums = now_s, module.step_sums
         assert sums is not None
         loss = float(sums.cross_entropy / sums.targets.clamp(min=1))
-        step_s = (now_s - self.started_s) / (trainer.global_step - self.first_step)
-        left_s = step_s * (trainer.max_steps - trainer.global_step)
-        told = f"step {trainer.global_step}/{trainer.max_steps}  loss {loss:.3f}  {step_s:.2f} s/step"
+        step_s = (now_s - self.started_s) / (step - self.first_step)
+        left_s = step_s * (trainer.max_steps - step)
+        told = f"step {step}/{trainer.max_steps}  loss {loss:.3f}  {step_s:.2f} s/step"
         told += f"  {_span(left_s)} left"
         sys.stderr.write(f"\r\033[K{told}" + "\n" * last if terminal else f"{told}\n")
         sys.stderr.flush()
 
 
-class Evaluate(Callback):
+class Evaluate(AfterSteps):
     """Run benchmarks on the model as it is and log ``eval/<task>``, for curves and for :class:`KeepBest`.
 
     Args:
@@ -77,28 +88,19 @@ class Evaluate(Callback):
     def __init__(self, evaluator: Evaluator, every_n_steps: int = 1000) -> None:
         self.evaluator, self.every_n_steps = evaluator, every_n_steps
 
-    def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Evaluate at the end of a step, when it is time."""
-        step, ended = trainer.global_step, (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not ended or not (step % self.every_n_steps == 0 or step >= trainer.max_steps):
+    def after_step(self, trainer: lightning.Trainer, module: Objective, step: int, last: bool) -> None:
+        """Evaluate, when it is time."""
+        if step % self.every_n_steps and not last:
             return
-        assert isinstance(pl_module, Objective)
         scores: dict[str, float] = {}
         if trainer.is_global_zero:
-            pl_module.model.eval()
+            module.model.eval()
             with torch.no_grad():
-                scores = self.evaluator(pl_module.model, trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
-            pl_module.model.train()
+                scores = self.evaluator(module.model, trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
+            module.model.train()
             scores = {f"eval/{task}": float(score) for task, score in scores.items()}
             Run(trainer.default_root_dir).log("eval", step, **scores)
-        pl_module.log_dict(trainer.strategy.broadcast(scores))
+        module.log_dict(trainer.strategy.broadcast(scores))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Metrics):
                 callback.restart_clock()
