@@ -21,9 +21,9 @@ def pictures(document):
 
 
 @pytest.mark.parametrize("world", ["train", "test"])
-def test_a_document_has_two_to_five_pictures_of_its_world_and_ends_in_text(world):
+def test_a_document_has_two_to_nine_pictures_of_its_world_and_ends_in_text(world):
     for document in documents(interleaved, world=world):
-        assert 2 <= len(pictures(document)) <= 5
+        assert 2 <= len(pictures(document)) <= 9
         assert isinstance(document[-1], str)
         assert {scene.world for scene in pictures(document)} == {world}
 
