@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -36,7 +37,7 @@ def parser() -> ArgumentParser:
     asking.add_argument(
         "pictures_and_question", type=str, nargs=argparse.ONE_OR_MORE, help='a.jpg b.jpg "What is this?"'
     )
-    asking.add_argument("--template", type=str, default="chat", choices=["chat", "none"], help="none: text as it is")
+    asking.add_argument("--template", type=Literal["chat", "none"], default="chat", help="none: text as it is")
     asking.add_argument("--max_new_tokens", type=int, default=64)
     asking.add_argument("--device", type=str, default="cpu")
     scoring = ArgumentParser(description="Score stored answers again, without the model.")

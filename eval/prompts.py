@@ -30,7 +30,7 @@ class Prompt:
         max_new_tokens: Length of an answer at most.
     """
 
-    template: str
+    template: str = "{image}Question: {question} Short answer: {answer}"
     stop: tuple[str, ...] = ("\n", "Question")
     max_new_tokens: int = 10
 
@@ -50,15 +50,16 @@ class Settings:
         tasks: Only these benchmarks; all that the data folder holds if empty.
         limit: At most so many questions a benchmark, chosen by the seed; all if null.
         seed: Of demonstrations, of the questions chosen, and of the blind arm's swaps.
-        max_positions: The context, positions a prompt and its answer may take together.
+        max_positions: The context, positions a prompt and its answer may take together. MM1's rows by default; a model
+            that was trained on shorter ones has not seen positions beyond them.
         batch_positions: Positions decoded at once; changes speed and memory, no answer.
         features_mb: Memory for pictures already encoded, likewise.
     """
 
     style: Literal["plain", "chat"] = "plain"
     captions: Prompt = field(default_factory=lambda: Prompt("{image}{answer}", max_new_tokens=30))
-    vqa: Prompt = field(default_factory=lambda: Prompt("{image}Question: {question} Short answer: {answer}"))
-    icl: Prompt = field(default_factory=lambda: Prompt("{image}Question: {question} Short answer: {answer}"))
+    vqa: Prompt = field(default_factory=Prompt)
+    icl: Prompt = field(default_factory=Prompt)
     separator: str = ""
     shots: tuple[int, ...] = (0, 4, 8)
     arms: tuple[Literal["sighted", "blind"], ...] = ("sighted", "blind")

@@ -28,7 +28,8 @@ class Assistant:
     Args:
         model: The model, on its device.
         tokenizer: The one it was trained with.
-        max_positions: The context, positions a prompt and its answer may take together.
+        max_positions: The context, positions a prompt and its answer may take together. MM1's rows by default; a model
+            that was trained on shorter ones has not seen positions beyond them.
     """
 
     def __init__(self, model: MM1, tokenizer: Tokenizer, max_positions: int = 4096) -> None:

@@ -51,7 +51,8 @@ class Engine:
     Args:
         model: The model, on its device.
         tokenizer: The one it was trained with.
-        max_positions: The context: positions a prompt and its answer may take together.
+        max_positions: The context, positions a prompt and its answer may take together. MM1's rows by default; a model
+            that was trained on shorter ones has not seen positions beyond them.
         batch_positions: Positions of a batch, padding counted, answers too.
         features_mb: Memory for the features of pictures seen, in MB of 10^6 bytes.
     """
