@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +29,10 @@ from data_pipelines.finish import Finish, Finished, scored_print
 from data_pipelines.sources import Draft, Rejection, Source, scored_pictures, sources
 from data_pipelines.workers import ordered
 from mm1.data.fingerprint import Known
-from mm1.data.shards import FORMAT, ShardWriter
+from mm1.data.shards import DAMAGED, FORMAT, ShardWriter, read_index
 from mm1.data.tokenizer import Tokenizer
-from mm1.errors import UserError
-from mm1.runs import read_json, write_json
+from mm1.errors import UserError, at_least
+from mm1.runs import read_object, write_json
 from mm1.sample import Text
 
 EXAMPLES = 5
@@ -68,9 +69,12 @@ class Settings:
     shard_bytes: int = 256_000_000
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_image", "images_per_row", "image_px", "captions_per_image", "shard_bytes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected at least 1")
+        names = ("tokens_per_image", "images_per_row", "image_px", "captions_per_image", "shard_bytes")
+        at_least(1, {name: getattr(self, name) for name in names})
+        if isqrt(self.tokens_per_image) ** 2 != self.tokens_per_image:
+            raise UserError(
+                f"tokens_per_image is {self.tokens_per_image}; expected a square such as 16 or 144, as connectors make"
+            )
         if self.row_tokens < self.tokens_per_image + 3:
             raise UserError(
                 f"row_tokens is {self.row_tokens}; a picture of {self.tokens_per_image} tokens (tokens_per_image) with "
@@ -134,6 +138,7 @@ def build(data: Path, out: Path, settings: Settings, *, strict: bool = False, wo
     Raises:
         UserError: No raw corpus, no tokenizer, a fault under ``strict``, or nothing left to train on.
     """
+    at_least(1, {"workers": workers})
     data, out = Path(data).resolve(), Path(out)
     streams = sources(data, settings.captions_per_image)
     if not streams:
@@ -149,7 +154,7 @@ def build(data: Path, out: Path, settings: Settings, *, strict: bool = False, wo
     surveys = {name: survey(readers, settings.val_share, base) for name, readers in streams.items()}
     done = _done(out, surveys)
     if set(done) == set(streams) and (out / "manifest.json").exists():
-        return read_json(out / "manifest.json", "a manifest")
+        return read_object(out / "manifest.json", "a manifest")
     return _Build(data, out, settings, strict, workers, tokenizer).run(streams, surveys, done, about, scored)
 
 
@@ -171,6 +176,7 @@ class _Build:
         scored: list[Path],
     ) -> dict[str, Any]:
         """Write what is not done yet. ``manifest.json`` is there only while the whole corpus is."""
+        write_json(self.out / "unfinished.json", {**about, "streams": done})
         (self.out / "manifest.json").unlink(missing_ok=True)
         known, unreadable = self._scored(scored)
         about["scored"] = {"pictures": len(known), "unreadable": unreadable}
@@ -256,7 +262,7 @@ def _done(out: Path, surveys: dict[str, Survey]) -> dict[str, Any]:
     """Streams that an earlier run finished with the same stamp, and whose shards are still there."""
     for name in ("manifest.json", "unfinished.json"):
         if (out / name).exists():
-            written = read_json(out / name, "a manifest").get("streams", {})
+            written = read_object(out / name, f"what mm1-data shards wrote; {DAMAGED}").get("streams", {})
             return {
                 stream: written[stream]
                 for stream, found in surveys.items()
@@ -266,11 +272,12 @@ def _done(out: Path, surveys: dict[str, Survey]) -> dict[str, Any]:
 
 
 def _whole(folder: Path, written: dict[str, Any]) -> bool:
-    shards = [shard for split in ("train", "val") for shard in written[split]["shards"]]
-    return all(
-        (folder / shard["file"]).exists() and (folder / shard["file"]).stat().st_size == shard["bytes"]
-        for shard in shards
-    )
+    try:
+        for shard in (shard for split in ("train", "val") for shard in written[split]["shards"]):
+            read_index(folder / shard["file"], shard)
+    except UserError:
+        return False
+    return True
 
 
 def _clear(folder: Path) -> None:

@@ -56,10 +56,22 @@ def read_json(path: Path, what: str) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist; expected {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({error}); expected {what}") from None
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: As :func:`read_json`, or the file holds something else.
+    """
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, no object; expected {what}")
+    return found
 
 
 class Run:
@@ -92,7 +104,7 @@ class Run:
         Raises:
             UserError: No run folder, or one written by a newer version.
         """
-        about = read_json(self.folder / "run.json", "a run folder written by mm1-train")
+        about = read_object(self.folder / "run.json", "a run folder written by mm1-train")
         if about.get("format") != FORMAT:
             raise UserError(f"{self.folder} has run format {about.get('format')}; this version reads format {FORMAT}")
         return about
@@ -114,15 +126,16 @@ class Run:
         os.replace(temporary, self.metrics)
 
     def history(self, split: str | None = None) -> list[dict[str, Any]]:
-        """All metric lines, or those of one split; a last line cut short by a kill is left out."""
+        """All metric lines, or those of one split; one cut short by a kill is left out."""
         if not self.metrics.exists():
             return []
         lines = []
-        for line in self.metrics.read_text().splitlines():
+        for text in self.metrics.read_text(errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
+                line = json.loads(text)
             except json.JSONDecodeError:
                 continue
+            lines += [line] if isinstance(line, dict) and {"split", "step"} <= line.keys() else []
         return [line for line in lines if split is None or line["split"] == split]
 
     def scores(self) -> dict[str, dict[str, Any]]:

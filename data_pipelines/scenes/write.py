@@ -21,7 +21,7 @@ from data_pipelines.scenes.questions import choose, ten_answers
 from data_pipelines.scenes.texts import conversation, quiz, text
 from data_pipelines.scenes.world import Scene, World, chance_of, sample
 from mm1.errors import UserError
-from mm1.runs import read_json
+from mm1.runs import read_object
 
 FORMAT = 1
 SOURCE = "scenes (generated)"
@@ -84,7 +84,7 @@ def _standing(folder: Path, about: dict[str, Any]) -> dict[str, int]:
         raise UserError(
             f"{folder} is not empty and holds no scenes; expected a new or empty folder; choose another folder"
         )
-    found = read_json(folder / "scenes.json", "the settings of a corpus written by mm1-data scenes")
+    found = read_object(folder / "scenes.json", "the settings of a corpus written by mm1-data scenes")
     for key, value in about.items():
         if found.get(key) != value:
             raise UserError(

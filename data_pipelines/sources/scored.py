@@ -24,7 +24,9 @@ def scored_pictures(corpus: Path) -> list[Path]:
         for path in sorted(corpus.glob(pattern)):
             try:
                 found |= dict.fromkeys(path.parent / name for name in read(path))
-            except (KeyError, TypeError, AttributeError) as error:
+            except UserError:
+                raise
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(f"{path} has not the fields of a scored set ({error!r}); see docs/data.md") from None
     return list(found)
 

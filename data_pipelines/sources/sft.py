@@ -53,7 +53,8 @@ class Conversations(Source):
         if not isinstance(row, dict):
             raise WrongFields
         names = row.get("image") or []
-        return [self.picture(path, name, self.corpus) for name in ([names] if isinstance(names, str) else names)]
+        names = names if isinstance(names, list) else [names]
+        return [self.picture(path, name, self.corpus) for name in names]
 
 
 def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:

@@ -67,6 +67,9 @@ def scale(
     """The picture at the model's resolution: a square of side ``size_px``, for ``pad`` its long side that long.
 
     A picture that has its size already comes back untouched, so that shards stored at model resolution cost no resize.
+
+    Raises:
+        PictureError: ``crop`` would make more than ``MAX_PIXELS`` of it.
     """
     width, height = picture.size
     if resize == "squash":
@@ -75,6 +78,8 @@ def scale(
         ratio = size_px / max(width, height)
         return _resized(picture, max(1, round(width * ratio)), max(1, round(height * ratio)), interpolation)
     short = min(width, height)
+    if size_px * size_px * max(width, height) / short > MAX_PIXELS:
+        raise PictureError("picture too long and thin")
     picture = _resized(picture, int(size_px * width / short), int(size_px * height / short), interpolation)
     left, top = round((picture.width - size_px) / 2), round((picture.height - size_px) / 2)
     return picture.crop((left, top, left + size_px, top + size_px)) if picture.size != (size_px, size_px) else picture

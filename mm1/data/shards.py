@@ -13,17 +13,19 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from mm1.errors import UserError
-from mm1.runs import read_json, write_json
+from mm1.runs import read_object, write_json
 from mm1.sample import Image, Sample, Text
 
 FORMAT = 1
 AGAIN = "write it again with mm1-data shards"
+DAMAGED = f"delete it, then {AGAIN}"  # a rerun does not look inside what has its size
 OPEN_FILES = 64
 
 
@@ -34,11 +36,35 @@ def read_manifest(corpus: str | Path) -> dict[str, Any]:
         UserError: No corpus, or one of another format.
     """
     path = Path(corpus) / "manifest.json"
-    manifest = read_json(path, "a corpus written by mm1-data shards")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(f"{path} has format {found}; this version reads format {FORMAT}: {AGAIN}")
+    manifest = read_object(path, "a corpus written by mm1-data shards")
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}: {AGAIN}")
     return manifest
+
+
+def read_index(path: Path, shard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The samples of a shard, as the index beside it lists them.
+
+    Args:
+        path: The tar.
+        shard: What the manifest records of it.
+
+    Raises:
+        UserError: The shard or its index is missing, of another format or cut short.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing though the manifest names it: {AGAIN}")
+    if path.stat().st_size != shard["bytes"]:
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes, the manifest says {shard['bytes']}; it was cut short: {AGAIN}"
+        )
+    where = path.with_suffix(".index.json")
+    index = read_object(where, f"the index of {path.name}; {AGAIN}")
+    if index.get("format") != FORMAT:
+        raise UserError(f"{where} has format {index.get('format')}; this version reads format {FORMAT}: {AGAIN}")
+    if len(index.get("samples", ())) != shard["samples"]:
+        raise UserError(f"{where} does not list the {shard['samples']} samples that the manifest says: {AGAIN}")
+    return index["samples"]
 
 
 class ShardSet:
@@ -68,7 +94,7 @@ class ShardSet:
         places: list[int] = []
         extents: list[list[int]] = []
         for number, path in enumerate(self.paths):
-            for sample in self._index(path, self.shards[number]):
+            for sample in read_index(path, self.shards[number]):
                 members = dict(sample["members"])
                 extents += [members.pop("json"), *members.values()]
                 texts.append(sample["text_tokens"])
@@ -77,20 +103,6 @@ class ShardSet:
         self._texts, self._images, self._places = (numpy.array(v, dtype=numpy.int64) for v in (texts, images, places))
         self._extents = numpy.array(extents, dtype=numpy.int64).reshape(-1, 2)
         self._first = numpy.cumsum(self._images + 1) - (self._images + 1)
-
-    @staticmethod
-    def _index(path: Path, shard: dict[str, Any]) -> list[dict[str, Any]]:
-        if not path.exists():
-            raise UserError(f"{path} is missing though the manifest names it: {AGAIN}")
-        if path.stat().st_size != shard["bytes"]:
-            raise UserError(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {shard['bytes']}; it was cut short: {AGAIN}"
-            )
-        where = path.with_suffix(".index.json")
-        index = read_json(where, f"the index of {path.name}; {AGAIN}")
-        if index.get("format") != FORMAT:
-            raise UserError(f"{where} has format {index.get('format')}; this version reads format {FORMAT}: {AGAIN}")
-        return index["samples"]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -110,7 +122,7 @@ class ShardSet:
         try:
             return _sample(json.loads(document), pictures)
         except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise UserError(f"sample {i} of {self.paths[self._places[i]]} is damaged ({error!r}): {AGAIN}") from None
+            raise UserError(f"sample {i} of {self.paths[self._places[i]]} is damaged ({error!r}): {DAMAGED}") from None
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         if shard not in self._open:
@@ -130,7 +142,9 @@ class ShardSet:
         """
         for path, shard in zip(self.paths, self.shards, strict=True):
             if (found := _sha256(path)) != shard["sha256"]:
-                raise UserError(f"{path} has checksum {found[:12]}, the manifest says {shard['sha256'][:12]}: {AGAIN}")
+                raise UserError(
+                    f"{path} has checksum {found[:12]}, the manifest says {shard['sha256'][:12]}: {DAMAGED}"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

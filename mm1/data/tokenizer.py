@@ -53,7 +53,7 @@ class Tokenizer:
 
     def _load(self, proto: bytes, where: str) -> None:
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=proto or b"\0")  # no bytes would pass
         except RuntimeError:
             raise UserError(f"{where} is no sentencepiece model; write one with mm1-data tokenizer") from None
         self.proto = proto
@@ -97,6 +97,8 @@ def train(lines: Iterable[str], vocabulary: int) -> bytes:
         UserError: There is no text, or it cannot fill the vocabulary (with the largest size that it fills), or the
             vocabulary cannot hold the text's characters (with the smallest size that does).
     """
+    if not 0 < vocabulary < 1 << 24:
+        raise UserError(f"vocabulary is {vocabulary}; expected a number of ids such as 2048 or 32000")
     proto = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

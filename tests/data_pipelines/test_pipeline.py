@@ -224,6 +224,35 @@ def test_a_build_that_was_stopped_goes_on_with_the_next_stream(raw: Path, out: P
     assert files(out)["captions/train-000000.tar"] == before["captions/train-000000.tar"]
 
 
+def test_streams_that_were_done_stay_done_when_a_later_build_is_stopped(raw: Path, out: Path) -> None:
+    build(raw, out, SMALL, strict=True)
+    before = files(out)
+    (raw / "interleaved/docs.jsonl").write_text("no JSON\n")
+    with pytest.raises(UserError, match="line is no JSON object"):
+        build(raw, out, SMALL, strict=True)
+    assert not (out / "manifest.json").exists()
+    (raw / "interleaved/docs.jsonl").unlink()
+    build(raw, out, SMALL, strict=True)
+    assert files(out)["captions/train-000000.tar"] == before["captions/train-000000.tar"]
+
+
+@pytest.mark.parametrize("damage", ["train-000000.tar", "train-000000.index.json", "val-000000.index.json"])
+def test_what_was_cut_short_is_written_again(raw: Path, out: Path, damage: str) -> None:
+    build(raw, out, SMALL)
+    before = files(out)
+    for content in (b"", before[f"captions/{damage}"][0][:-9]):
+        (out / "captions" / damage).write_bytes(content)
+        build(raw, out, SMALL)
+        assert {name: data for name, (data, _) in files(out).items()} == {n: data for n, (data, _) in before.items()}
+
+
+def test_a_manifest_that_is_none_says_how_to_go_on(raw: Path, out: Path) -> None:
+    for content in ("{", "[]"):
+        (out / "manifest.json").write_text(content)
+        with pytest.raises(UserError, match=r"manifest\.json .* delete it, then write it again with mm1-data shards"):
+            build(raw, out, SMALL)
+
+
 def test_shards_of_a_larger_build_do_not_stay(raw: Path, out: Path) -> None:
     build(raw, out, Settings(image_px=24, shard_bytes=10_000))
     assert len(list((out / "captions").glob("train-*.tar"))) > 2
@@ -244,6 +273,7 @@ def test_the_table_says_it_all(raw: Path, out: Path) -> None:
     [
         ({"row_tokens": 18}, r"row_tokens is 18; a picture of 16 tokens \(tokens_per_image\) .* at least 19"),
         ({"images_per_row": 0}, "images_per_row is 0; expected at least 1"),
+        ({"tokens_per_image": 15}, "tokens_per_image is 15; expected a square"),
         ({"val_share": 0.7}, "val_share is 0.7; expected a share between 0 and 0.5"),
     ],
 )
@@ -259,6 +289,8 @@ def test_folders_that_are_not_there_are_named(raw: Path, out: Path, tmp_path: Pa
         build(raw, tmp_path / "empty", SMALL)
     with pytest.raises(UserError, match="is the raw corpus itself"):
         build(raw, raw, SMALL)
+    with pytest.raises(UserError, match="workers is -1; expected at least 1"):
+        build(raw, out, SMALL, workers=-1)
 
 
 def test_a_corpus_that_leaves_nothing_says_where_the_reasons_stand(raw: Path, out: Path) -> None:

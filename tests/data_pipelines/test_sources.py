@@ -174,10 +174,11 @@ def test_bad_conversations_are_counted_by_reason(raw: Path) -> None:
         {"conversations": [{"from": "gpt", "value": "first"}, {"from": "human", "value": "?"}]},
         "no row",
         turns("<image>", "nothing asked", image=picture),
+        turns("Whose number is that?", "No picture's.", image=3),
     )
     assert len(drafts) == 2
     assert rejected == {
-        "wrong fields": ["turns:2", "turns:5", "turns:6"],
+        "wrong fields": ["turns:2", "turns:5", "turns:6", "turns:8"],
         "empty turn": ["turns:3"],
         "pictures and <image> markers do not match": ["turns:4"],
     }
@@ -208,4 +209,10 @@ def test_scored_pictures_are_those_of_every_scored_set(raw: Path, writers: Write
 def test_a_scored_set_that_cannot_be_read_stops_everything(raw: Path) -> None:
     (raw / "captions_eval/photos.json").write_text("{}")
     with pytest.raises(UserError, match=r"photos\.json has not the fields of a scored set"):
+        scored_pictures(raw)
+    (raw / "captions_eval/photos.json").unlink()
+    (raw / "vqa/mini").mkdir(parents=True)
+    questions = {"data_subtype": "val2014", "questions": [{"image_id": "seven"}]}
+    (raw / "vqa/mini/questions.json").write_text(json.dumps(questions))
+    with pytest.raises(UserError, match=r"questions\.json has not the fields of a scored set"):
         scored_pictures(raw)

@@ -169,3 +169,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="not empty"):
         write(tmp_path, **SMALL)
     assert (tmp_path / "letter.txt").read_text() == "dear"
+    (tmp_path / "scenes.json").write_text("[]")
+    with pytest.raises(UserError, match=r"scenes\.json holds a list, no object"):
+        write(tmp_path, **SMALL)

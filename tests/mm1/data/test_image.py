@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy
 import open_clip
@@ -104,6 +105,13 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
 def test_a_broken_file_says_so(data: bytes) -> None:
     with pytest.raises(PictureError, match="does not decode"):
         prepare(data, SPEC)
+
+
+def test_a_thread_is_not_cropped_to_gigabytes() -> None:
+    thread = encoded(PIL.Image.new("L", (60_000, 1)))
+    with pytest.raises(PictureError, match="too long and thin"):
+        prepare(thread, replace(SPEC, size_px=64, resize="crop"))
+    assert prepare(thread, replace(SPEC, size_px=64, resize="pad")).shape == (3, 64, 64)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

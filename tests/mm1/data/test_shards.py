@@ -140,6 +140,14 @@ def age_index(folder: Path) -> None:
     write_json(folder / "captions" / "train-000000.index.json", {"format": 0, "samples": []})
 
 
+def empty_index(folder: Path) -> None:
+    write_json(folder / "captions" / "train-000000.index.json", {"format": 1, "samples": []})
+
+
+def list_index(folder: Path) -> None:
+    write_json(folder / "captions" / "train-000000.index.json", [])
+
+
 def age_manifest(folder: Path) -> None:
     write_json(folder / "manifest.json", {"format": 0})
 
@@ -155,6 +163,8 @@ def drop_manifest(folder: Path) -> None:
         (drop_tar, r"train-000000.tar is missing though the manifest names it: write it again"),
         (drop_index, r"index.json does not exist; expected the index of train-000000.tar; write it again"),
         (age_index, r"index.json has format 0; this version reads format 1: write it again"),
+        (empty_index, r"index.json does not list the 5 samples that the manifest says: write it again"),
+        (list_index, r"index.json holds a list, no object; expected the index of train-000000.tar; write it again"),
         (age_manifest, r"manifest.json has format 0; this version reads format 1: write it again"),
         (drop_manifest, r"manifest.json does not exist; expected a corpus written by mm1-data shards"),
     ],
@@ -170,7 +180,7 @@ def test_a_damaged_sample_is_named(tmp_path: Path) -> None:
     corpus = ShardSet(write(tmp_path, samples(3)), "captions", "train")
     path = corpus.paths[0]
     path.write_bytes(path.read_bytes().replace(b'{"id": "file:1"', b'{"id": !file:1"'))
-    with pytest.raises(UserError, match=r"sample 1 of .*train-000000.tar is damaged"):
+    with pytest.raises(UserError, match=r"sample 1 of .*train-000000.tar is damaged .* delete it, then write it again"):
         corpus[1]
     assert corpus[2].id == "file:2"
 

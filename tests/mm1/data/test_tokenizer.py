@@ -71,6 +71,12 @@ def test_a_vocabulary_too_small_names_the_smallest() -> None:
     assert Tokenizer.from_bytes(train(LINES, smallest)).vocabulary == smallest
 
 
+@pytest.mark.parametrize("vocabulary", [0, -3, 3_000_000_000])
+def test_a_vocabulary_that_cannot_be_is_named(vocabulary: int) -> None:
+    with pytest.raises(UserError, match=f"^vocabulary is {vocabulary}; expected a number of ids"):
+        train(["some text"], vocabulary)
+
+
 def test_no_text_is_said() -> None:
     with pytest.raises(UserError, match="no text to train"):
         train([], 300)
@@ -81,7 +87,7 @@ def test_lines_with_tabs_are_learned_from() -> None:
     assert len(tabbed.encode("zebra")) < len("zebra")
 
 
-@pytest.mark.parametrize("content", [None, b"no model"])
+@pytest.mark.parametrize("content", [None, b"no model", b""])
 def test_a_wrong_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "tokenizer.model"
     if content is not None:
