@@ -31,6 +31,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ class Run:
             about = {"started": started, "machine": machine, "python": platform.python_version(), **about}
             about = {"format": FORMAT, "name": self.folder.name, "kind": kind, "finished": False, **about}
             write_json(self.folder / "run.json", about)
+
+    def forget(self) -> None:
+        """Take away what a run wrote, for one that starts over in its folder; evaluations stay."""
+        for path in (self.folder / "run.json", self.metrics):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.last.parent, ignore_errors=True)
 
     def about(self) -> dict[str, Any]:
         """The content of run.json.

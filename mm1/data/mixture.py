@@ -14,6 +14,7 @@ a point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -27,9 +28,9 @@ def shares_of(weights: Mapping[str, float]) -> dict[str, float]:
     """Weights as shares that sum to 1; a source of weight 0 is left out.
 
     Raises:
-        UserError: A negative weight, or nothing left.
+        UserError: A weight that is negative or not finite, or nothing left.
     """
-    if wrong := [name for name, weight in weights.items() if weight < 0]:
+    if wrong := [name for name, weight in weights.items() if not 0 <= weight < math.inf]:
         raise UserError(f"data.weights.{wrong[0]} is {weights[wrong[0]]}; expected a number of at least 0")
     total = sum(weights.values())
     if total <= 0:

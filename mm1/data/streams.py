@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mm1.batch import Batch, ImageSpec, check_placeholders
 from mm1.data.encode import Encoded, encode
-from mm1.data.image import prepare
+from mm1.data.image import PictureError, prepare
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit, amount, furthest_behind, shares_of
 from mm1.data.pack import Piece, next_row, to_batch
-from mm1.data.shards import ShardSet
+from mm1.data.shards import DAMAGED, ShardSet
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.sample import Sample
@@ -170,23 +170,37 @@ def check_sources(sources: list[Source], recipe: Recipe) -> None:
                 f"{recipe.corpus} has no training documents in {name!r}, which has weight {recipe.weights[name]}; "
                 f"set data.weights.{name} to 0 or write shards for it"
             )
-        sizes = np.array([source.shards.sizes(i) for i in range(len(source.shards))])
-        if recipe.unit == "images" and not sizes[:, 1].any():
+        if recipe.unit == "images" and not _sizes(source.shards)[:, 1].any():
             raise UserError(
                 f"data.unit is images, but {name!r} has none, so no share of them can be its own; "
                 f"choose another data.unit or set data.weights.{name} to 0"
             )
-        longest, most = int((sizes @ (1, recipe.image_spec.tokens)).max()), int(sizes[:, 1].max())
-        if longest > recipe.row_tokens:
-            raise UserError(
-                f"{name!r} has a document of {longest} positions, rows have data.row_tokens = {recipe.row_tokens}; "
-                f"set it to at least {longest} or write the shards for shorter rows"
-            )
-        if most > recipe.images_per_row:
-            raise UserError(
-                f"{name!r} has a document of {most} pictures, rows take data.images_per_row = {recipe.images_per_row}; "
-                f"set it to at least {most} or write the shards for fewer"
-            )
+        check_fits(source.shards, name, recipe)
+
+
+def check_fits(shards: ShardSet, name: str, recipe: Recipe) -> None:
+    """Refuse documents that no row can take.
+
+    Raises:
+        UserError: The longest of them, or the most pictures of one, and the settings.
+    """
+    sizes = _sizes(shards)
+    longest = int((sizes @ (1, recipe.image_spec.tokens)).max(initial=0))
+    if longest > recipe.row_tokens:
+        raise UserError(
+            f"{name!r} has a document of {longest} positions, rows have data.row_tokens = {recipe.row_tokens}; "
+            f"set it to at least {longest} or write the shards for shorter rows"
+        )
+    most = int(sizes[:, 1].max(initial=0))
+    if most > recipe.images_per_row:
+        raise UserError(
+            f"{name!r} has a document of {most} pictures, rows take data.images_per_row = {recipe.images_per_row}; "
+            f"set it to at least {most} or write the shards for fewer"
+        )
+
+
+def _sizes(shards: ShardSet) -> np.ndarray:
+    return np.array([shards.sizes(i) for i in range(len(shards))], dtype=np.int64).reshape(-1, 2)
 
 
 class Reader:
@@ -222,7 +236,10 @@ class Reader:
                 f"document {name} has {len(document.tokens)} positions, its index says {piece.positions}; "
                 f"{self.recipe.corpus} was changed after it was written: write the shards again"
             )
-        return piece.source, name, document, [prepare(data, self.recipe.image_spec) for data in document.images]
+        try:
+            return piece.source, name, document, [prepare(data, self.recipe.image_spec) for data in document.images]
+        except PictureError as error:
+            raise UserError(f"document {name} of {self.recipe.corpus} is damaged ({error}): {DAMAGED}") from None
 
 
 class Windows(IterableDataset[list[Batch]]):
@@ -275,20 +292,30 @@ class Windows(IterableDataset[list[Batch]]):
 
 
 class Loader:
-    """Micro-batches one by one, fetched ahead by ``workers`` processes (0: in this one).
+    """Batches one by one, of training or of validation, fetched ahead by ``workers`` processes (0: in this one).
 
     Only the last micro-batch of a step carries a state: the one to go on from once that step is trained, whatever has
     been fetched ahead by then.
     """
 
-    def __init__(self, windows: Windows, workers: int) -> None:
-        self.loader = _loader(windows, workers)
+    def __init__(self, source: Windows | HeldOut, workers: int) -> None:
+        self.loader: DataLoader[Any] = DataLoader(
+            source,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            yield from itertools.chain.from_iterable(self.loader)
-        except UserError as error:  # a worker's comes wrapped in its stack trace
-            raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+            for fetched in self.loader:
+                yield from fetched if isinstance(fetched, list) else [fetched]
+        except (UserError, OSError) as error:
+            if not str(error).startswith("Caught "):
+                raise
+            stack_trace = str(error).strip().splitlines()  # in which a worker's error comes wrapped
+            raise UserError(stack_trace[-1].partition("Error: ")[2]) from None
 
 
 class HeldOut(IterableDataset[Batch]):
@@ -324,18 +351,3 @@ class HeldOut(IterableDataset[Batch]):
         while len(rows) < self.rows and (row := next_row(buffer, lambda: next(pieces, None), *limits)):
             rows.append(row)
         return [rows[start : start + self.batch_rows] for start in range(0, len(rows), self.batch_rows)]
-
-
-def held_out_loader(held_out: HeldOut, workers: int) -> DataLoader[Batch]:
-    """Batches of the validation documents, fetched ahead by at most one process."""
-    return _loader(held_out, min(workers, 1))
-
-
-def _loader(dataset: IterableDataset[Any], workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )

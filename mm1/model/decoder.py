@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.model.attention import Attention, KVCache, Mask, document_mask, rotary
 from mm1.model.ffn import SwiGLU
 from mm1.model.moe.layer import MoE
@@ -100,6 +100,8 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
+        sizes = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads, "ffn_width": ffn_width}
+        at_least(1, {f"model.decoder.init_args.{name}": size for name, size in {**sizes, "kv_heads": kv_heads}.items()})
         _check_heads(width, heads, kv_heads)
         if moe and not 1 <= moe_every <= layers:
             raise UserError(

@@ -6,6 +6,7 @@ No Lightning and no pickled code: whoever can read this file can read a model of
 from __future__ import annotations
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,12 @@ class Stored:
             config = yaml.safe_load(self.config)
         except yaml.YAMLError as error:
             raise UserError(f"{self.origin} has a model configuration that is not YAML ({error})") from None
-        model = build(config)
+        if not isinstance(config, dict):
+            raise UserError(f"{self.origin} has a model configuration without a class_path; expected a tree of them")
+        try:
+            model = build(config)
+        except UserError as error:
+            raise UserError(f"{self.origin}: {error}") from None
         fill(model, self.weights, self.origin)
         return model.eval()
 
@@ -102,6 +108,8 @@ def check_fits(weights: dict[str, Tensor], places: dict[str, Tensor], complaint:
 
 
 def _read_checkpoint(path: Path) -> Stored:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not readable as a checkpoint (cut short?); expected a *.ckpt of mm1-train")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
@@ -110,11 +118,15 @@ def _read_checkpoint(path: Path) -> Stored:
             f"{path} is not readable as a checkpoint ({reason:.120}); expected a *.ckpt of mm1-train"
         ) from None
     about = found.get("mm1") if isinstance(found, dict) else None
-    if not isinstance(about, dict) or "state_dict" not in found:
+    if not isinstance(about, dict) or not isinstance(found.get("state_dict"), dict):
         raise UserError(f"{path} holds no section named mm1; expected a checkpoint written by mm1-train")
     _check_format(about.get("format"), path)
+    if not isinstance(about.get("model"), str) or not isinstance(about.get("tokenizer"), bytes):
+        raise UserError(f"{path} does not hold its model's YAML and tokenizer; expected a *.ckpt of mm1-train")
     weights = {
-        name.removeprefix(PREFIX): value for name, value in found["state_dict"].items() if name.startswith(PREFIX)
+        name.removeprefix(PREFIX): value
+        for name, value in found["state_dict"].items()
+        if name.startswith(PREFIX) and isinstance(value, Tensor)
     }
     return Stored(about["model"], about["tokenizer"], weights, str(path))
 
@@ -131,7 +143,7 @@ def _read_folder(path: Path) -> Stored:
         raise UserError(f"{path / FILES[0]} is not readable as safetensors ({error})") from None
     version = about.get("format", "")
     _check_format(int(version) if version.isdigit() else version or None, path)
-    return Stored((path / FILES[1]).read_text(), (path / FILES[2]).read_bytes(), weights, str(path))
+    return Stored((path / FILES[1]).read_text(errors="replace"), (path / FILES[2]).read_bytes(), weights, str(path))
 
 
 def _check_format(found: Any, path: Path) -> None:

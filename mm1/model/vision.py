@@ -216,7 +216,12 @@ class Timm(VisionEncoder):
         follow_grid(self, "visual.pos_embed", self.grid, prefix_tokens)
 
     def _create(self, pretrained: bool) -> VisionTransformer:
-        visual = timm.create_model(self.name, pretrained=pretrained, num_classes=0, global_pool="", **self.shape)
+        try:
+            visual = timm.create_model(self.name, pretrained=pretrained, num_classes=0, global_pool="", **self.shape)
+        except (AssertionError, TypeError, ValueError, ZeroDivisionError) as error:  # timm's ways to refuse a shape
+            raise UserError(
+                f"timm cannot build {self.name} with {self.shape}: {error} (model.vision.init_args)"
+            ) from None
         if not isinstance(visual, VisionTransformer):
             raise UserError(
                 f"timm's {self.name} is a {type(visual).__name__}; expected a plain VisionTransformer, whose patches "

@@ -7,7 +7,6 @@ weights only and starts a new schedule; ``--print_config`` prints everything tha
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import warnings
 from typing import Any, Literal
@@ -17,9 +16,11 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from mm1.errors import UserError, door
+from mm1.errors import UserError, at_least, door
+from mm1.model.stored import read
 from mm1.runs import Run
 from mm1.train.callbacks import Progress, StopOnNaN, WatchSight
 from mm1.train.checkpoints import Describe, SaveLast
@@ -92,9 +93,12 @@ class Door(LightningCLI):
         if config.run is None:
             raise UserError("no run folder; expected --run FOLDER (or run: FOLDER in the YAML)")
         self.run_folder = Run(config.run)
-        if config.resume == "never":
-            _forget(self.run_folder)
-        if (self.run_folder.folder / "run.json").exists() and self.run_folder.about()["finished"]:
+        names = ["validate_every_n_steps", "save_every_n_steps", "trainer.log_every_n_steps"]
+        names += ["trainer.accumulate_grad_batches"] + ["threads"] * (config.threads is not None)
+        at_least(1, {name: config[name] for name in names})
+        self.anew = config.resume == "never"
+        begun = not self.anew and (self.run_folder.folder / "run.json").exists()
+        if begun and self.run_folder.about().get("finished"):
             print(f"{self.run_folder.folder} is finished; nothing to do (--resume never starts it over)")
             raise SystemExit(0)
         torch.set_flush_denormal(True)
@@ -114,15 +118,23 @@ class Door(LightningCLI):
         resolved = self._parser("fit").dump(config, skip_unset=False)
         model = yaml.safe_dump(yaml.safe_load(resolved)["model"]["model"], sort_keys=False)
         metrics, save = Metrics(config.trainer.log_every_n_steps), SaveLast(config.save_every_n_steps)
-        callbacks = [RunFolder(resolved), metrics, Progress(), StopOnNaN(), WatchSight(), *given, Describe(model), save]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        folder = RunFolder(resolved, self.anew)
+        callbacks = [folder, metrics, Progress(), StopOnNaN(), WatchSight(), *given, Describe(model), save]
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"Lightning refuses the settings under trainer: {error}") from None
 
     def fit(self, **arguments: Any) -> None:
         """Train, from the last checkpoint if there is one."""
-        if self.run_folder.last.exists():
+        if self.run_folder.last.exists() and not self.anew:
+            read(self.run_folder.last)  # says in a sentence what Lightning would answer with a stack trace
             self.trainer.ckpt_path = self.run_folder.last
             print(f"going on with {self.run_folder.last}", file=sys.stderr)
-        self.trainer.fit(**arguments, weights_only=True)
+        try:
+            self.trainer.fit(**arguments, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -137,12 +149,6 @@ def _image_spec(model: Any) -> Any:
 def _on_meta(class_type: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
     with torch.device("meta"):
         return class_type(*args, **kwargs)
-
-
-def _forget(run: Run) -> None:
-    for path in (run.folder / "run.json", run.metrics):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(run.last.parent, ignore_errors=True)
 
 
 def _quiet() -> None:

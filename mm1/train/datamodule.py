@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader
 
 from mm1.batch import Batch, ImageSpec
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit
-from mm1.data.shards import read_manifest
-from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows, held_out_loader
+from mm1.data.shards import ShardSet, read_manifest
+from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows, check_fits
 from mm1.data.tokenizer import Tokenizer
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 
 
 class MM1Data(lightning.LightningDataModule):
@@ -54,6 +53,9 @@ class MM1Data(lightning.LightningDataModule):
         threads: int = 2,
     ) -> None:
         super().__init__()
+        positive = {"rows_per_step": rows_per_step, "look_ahead": look_ahead, "val_batch_rows": val_batch_rows}
+        at_least(1, {f"data.{name}": value for name, value in {**positive, "threads": threads}.items()})
+        at_least(0, {"data.seed": seed, "data.val_rows": val_rows, "data.workers": workers})
         self.recipe = Recipe(
             corpus=Path(corpus),
             image_spec=image_spec,
@@ -78,6 +80,8 @@ class MM1Data(lightning.LightningDataModule):
         self.tokenizer = Tokenizer(self.recipe.corpus / "tokenizer.model")
         check_corpus(manifest, self.tokenizer, self.recipe)
         Plan(self.recipe)
+        for name in self.recipe.shares:
+            check_fits(ShardSet(self.recipe.corpus, name, "val"), name, self.recipe)
 
     def train_dataloader(self) -> Loader:
         """This rank's micro-batches, from where the last trained step ended."""
@@ -92,7 +96,7 @@ class MM1Data(lightning.LightningDataModule):
         )
         return Loader(windows, self.workers)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> Loader:
         """This rank's validation batches, the same every time."""
         assert self.trainer is not None
         held_out = HeldOut(
@@ -103,7 +107,7 @@ class MM1Data(lightning.LightningDataModule):
             ranks=self.trainer.world_size,
             threads=self.threads,
         )
-        return held_out_loader(held_out, self.workers)
+        return Loader(held_out, min(self.workers, 1))
 
     def trained(self, batch: Batch) -> None:
         """Take note that ``batch`` was trained on; what was only fetched ahead does not count."""

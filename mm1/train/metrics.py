@@ -33,10 +33,11 @@ class RunFolder(Callback):
 
     Args:
         config: The resolved configuration as YAML.
+        anew: Forget an earlier run in the folder, now that everything has been found to fit.
     """
 
-    def __init__(self, config: str) -> None:
-        self.config = config
+    def __init__(self, config: str, anew: bool = False) -> None:
+        self.config, self.anew = config, anew
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Say what runs here."""
@@ -45,6 +46,8 @@ class RunFolder(Callback):
         assert isinstance(pl_module, Objective)
         data: MM1Data = trainer.datamodule  # type: ignore[attr-defined]
         run, recipe = Run(trainer.default_root_dir), data.recipe
+        if self.anew:
+            run.forget()
         run.start("sft" if set(recipe.shares) == {"sft"} else "pretrain")
         run.update(
             steps=trainer.max_steps,

@@ -14,9 +14,9 @@ from mm1.batch import Batch
 from mm1.errors import UserError
 from mm1.model.loss import LossSums
 from mm1.model.mm1 import MM1
-from mm1.model.stored import FORMAT, check_fits, read
+from mm1.model.stored import check_fits, read
 from mm1.train.held_out import HeldOutLoss
-from mm1.train.optim import AdamW
+from mm1.train.optim import AdamW, check_resumes
 
 
 class Objective(lightning.LightningModule):
@@ -38,9 +38,15 @@ class Objective(lightning.LightningModule):
         self.seed, self.init_from = seed, init_from
         self.window: Tensor = torch.ones(2, device="cpu")
         self.step_sums: LossSums | None = None
+        self.resumed_groups: list[dict[str, Any]] | None = None
 
     def configure_model(self) -> None:
-        """Give an empty model its weights: random, then published ones, then ``init_from``'s. May run twice."""
+        """Give an empty model its weights: random, then published ones, then ``init_from``'s. May run twice.
+
+        Raises:
+            UserError: They cannot be had or do not fit, or the corpus has more ids than the decoder.
+        """
+        self._check_vocabulary()
         if self._empty:
             self.model.to_empty(device=self.trainer.strategy.root_device)
             self.model.init_weights(self.seed)
@@ -49,6 +55,15 @@ class Objective(lightning.LightningModule):
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self._take_over(self.init_from)
         self.optimizer.freeze(self.model)
+
+    def _check_vocabulary(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        ids, entries = data.tokenizer.vocabulary, self.model.decoder.vocabulary
+        if ids > entries:
+            raise UserError(
+                f"{data.recipe.corpus}/tokenizer.model has {ids} ids, the decoder's vocabulary {entries} entries; "
+                f"expected at least as many (model.model.decoder.init_args.vocabulary)"
+            )
 
     def _take_over(self, path: Path) -> None:
         found = read(path)
@@ -102,17 +117,22 @@ class Objective(lightning.LightningModule):
         if self.trainer.max_steps <= 0:
             raise UserError(f"trainer.max_steps is {self.trainer.max_steps}; expected the number of steps to train")
         optimizer, schedule = self.optimizer(self.model, self.trainer.max_steps)
+        if self.resumed_groups is not None:
+            check_resumes(self.resumed_groups, optimizer, self.trainer.ckpt_path)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not fit, before anything is overwritten.
+        """Refuse a checkpoint that does not fit, before anything is overwritten; the door has looked at its format.
 
         Raises:
-            UserError: Another format, or tensors that are missing, left over or misshaped.
+            UserError: No state of the training, or tensors that are missing, left over or misshaped.
         """
-        path, found = self.trainer.ckpt_path, checkpoint.get("mm1", {}).get("format")
-        if found != FORMAT:
-            raise UserError(f"{path} has checkpoint format {found}; this version resumes from format {FORMAT}")
+        path = self.trainer.ckpt_path
+        if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+            raise UserError(
+                f"{path} holds weights alone, so there is nothing to go on with; expected --init_from {path}"
+            )
+        self.resumed_groups = checkpoint["optimizer_states"][0]["param_groups"]
         check_fits(checkpoint["state_dict"], self.state_dict(), f"{path} does not fit model.model of this run")
 
     def cpu(self) -> Objective:

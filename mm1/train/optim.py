@@ -21,7 +21,7 @@ import yaml
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.model.count import parameters
 from mm1.model.mm1 import MM1
 
@@ -90,7 +90,12 @@ class AdamW:
             raise UserError("model.optimizer.parts freezes every parameter; expected something left to train")
 
     def __call__(self, model: MM1, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer of what learns in ``model`` and its schedule over ``steps`` optimizer steps."""
+        """The optimizer of what learns in ``model`` and its schedule over ``steps`` optimizer steps.
+
+        Raises:
+            UserError: A number that no optimizer can work with.
+        """
+        self._check()
         peak = law(model, self.law_file) if self.lr == "law" else float(self.lr)
         groups: dict[tuple[Any, ...], dict[str, Any]] = {}
         for part, name, parameter, rule in self._ruled(model):
@@ -105,6 +110,13 @@ class AdamW:
         optimizer = torch.optim.AdamW(list(groups.values()), lr=peak, betas=self.betas, eps=self.eps)
         schedules = [self._schedule(group["warmup_steps"], steps) for group in groups.values()]
         return optimizer, LambdaLR(optimizer, schedules)
+
+    def _check(self) -> None:
+        peak = 0.0 if self.lr == "law" else self.lr
+        numbers = {"lr": peak, "weight_decay": self.weight_decay, "eps": self.eps, "warmup_steps": self.warmup_steps}
+        at_least(0, {f"model.optimizer.{name}": value for name, value in numbers.items()})
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"model.optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
 
     def _ruled(self, model: MM1) -> Iterator[tuple[str, str, nn.Parameter, PartRule]]:
         named = [(_part_of(name), name, parameter) for name, parameter in model.named_parameters()]
@@ -126,6 +138,34 @@ class AdamW:
             return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * along))
 
         return share
+
+
+def check_resumes(found: list[dict[str, Any]], optimizer: torch.optim.Optimizer, origin: object) -> None:
+    """Refuse to go on with other settings: what an optimizer takes over from a checkpoint overrides them silently.
+
+    Args:
+        found: The checkpoint's parameter groups.
+        optimizer: The optimizer as this run sets it.
+        origin: The checkpoint's path, for the error.
+
+    Raises:
+        UserError: The first setting that differs, with both values.
+    """
+    kept = ("initial_lr", "weight_decay", "warmup_steps", "betas", "eps")
+    ours = optimizer.param_groups
+    parts = [[(group["part"], len(group["params"])) for group in groups] for groups in (found, ours)]
+    pairs = [("part (with its tensors)", *parts)] if parts[0] != parts[1] else []
+    pairs += [
+        (f"{name} of {group['part']}", was[name], group[name])
+        for was, group in zip(found, ours, strict=False)
+        for name in kept
+    ]
+    for name, was, now in pairs:
+        if was != now:
+            raise UserError(
+                f"{origin} was trained with {name} = {was}, this run has {now}; a resumed run keeps its schedule: "
+                f"restore model.optimizer, or start anew with --init_from"
+            )
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

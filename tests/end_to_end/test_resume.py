@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mm1.batch import Batch
-from mm1.errors import UserError
+from mm1.errors import UserError, door
 from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
 from tests.conftest import fit, run_config
@@ -37,9 +37,11 @@ def assert_same(run: Run, other: Run) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(run).items())
 
 
-def killed(folder: Path, config: dict[str, Any], at_step: int) -> Run:
+def killed(
+    folder: Path, config: dict[str, Any], at_step: int, by: signal.Signals = signal.SIGKILL, code: int = -9
+) -> Run:
     """Start the run in another process and kill it as soon as it has written metrics of ``at_step``."""
-    process = multiprocessing.get_context("fork").Process(target=fit, args=(folder, config))
+    process = multiprocessing.get_context("fork").Process(target=door, args=(lambda: fit(folder, config),))
     process.start()
     run, deadline_s = Run(folder), time.monotonic() + 120
     while time.monotonic() < deadline_s and process.is_alive():
@@ -47,8 +49,9 @@ def killed(folder: Path, config: dict[str, Any], at_step: int) -> Run:
             break
         time.sleep(0.005)
     assert process.is_alive(), "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, by)
     process.join()
+    assert process.exitcode == code
     return run
 
 
@@ -65,6 +68,17 @@ def test_kill_and_resume_equals_uninterrupted(
     assert 9 <= saved_step < 30
     assert_same(fit(tmp_path / "killed", config), whole)
     assert run.about()["finished"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(corpus: Path, tmp_path: Path, capfd, workers: int) -> None:
+    config = run_config(corpus, max_steps=30, log_every_n_steps=1)
+    config["data"]["workers"] = workers
+    capfd.readouterr()
+    run = killed(tmp_path / "stopped", config, at_step=11, by=signal.SIGINT, code=130)
+    told = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("step ")]
+    assert told == ["interrupted; what was finished is kept, run the same command to go on"]
+    assert_same(fit(run.folder, config), fit(tmp_path / "whole", config))
 
 
 def test_killed_before_the_first_checkpoint(corpus: Path, tmp_path: Path) -> None:
@@ -130,8 +144,31 @@ def test_resuming_what_does_not_belong_together(corpus: Path, tmp_path: Path) ->
         fit(tmp_path / "run", config, "--data.seed", "8", "--trainer.max_steps", "6")
     with pytest.raises(UserError, match=r"does not fit model\.model of this run: 1 tensors misshaped|tensors"):
         fit(tmp_path / "run", config, "--model.model.init_args.decoder.init_args.layers", "3")
+    with pytest.raises(
+        UserError, match=r"initial_lr of vision = 0\.003, this run has 0\.001; .*restore model\.optimizer"
+    ):
+        fit(tmp_path / "run", config, "--model.optimizer.lr", "1e-3")
+    with pytest.raises(UserError, match=r"part \(with its tensors\) = .*; a resumed run keeps its schedule"):
+        fit(tmp_path / "run", config, "--model.optimizer.parts", "{vision: {frozen: true}}")
     checkpoint = torch.load(run.last, weights_only=True)
-    checkpoint["mm1"]["format"] = 0
-    torch.save(checkpoint, run.last)
-    with pytest.raises(UserError, match="format 0; this version resumes from format 1"):
-        fit(tmp_path / "run", config)
+    for change, told in (
+        ({"mm1": {**checkpoint["mm1"], "format": 0}}, "format 0; this version reads format 1"),
+        ({"optimizer_states": None, "loops": None}, "holds weights alone, so there is nothing to go on with"),
+    ):
+        torch.save({key: value for key, value in {**checkpoint, **change}.items() if value is not None}, run.last)
+        with pytest.raises(UserError, match=told):
+            fit(tmp_path / "run", config)
+    for content in (b"", run.last.read_bytes()[:-9]):
+        run.last.write_bytes(content)
+        with pytest.raises(UserError, match=r"last\.ckpt is not readable as a checkpoint \(cut short\?\)"):
+            fit(tmp_path / "run", config)
+
+
+def test_starting_over_keeps_the_old_run_until_the_new_one_fits(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, max_steps=3)
+    run = fit(tmp_path / "run", config)
+    before = run.last.read_bytes()
+    with pytest.raises(UserError, match="does not exist"):
+        fit(tmp_path / "run", config, "--resume", "never", "--data.corpus", str(tmp_path / "nowhere"))
+    assert run.last.read_bytes() == before
+    assert run.about()["finished"]

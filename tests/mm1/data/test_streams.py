@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mm1.batch import IMAGE, Batch, ImageSpec, check_placeholders
-from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows, held_out_loader
+from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from tests.conftest import IMAGE_PX, IMAGE_TOKENS, ROW_TOKENS
@@ -147,7 +147,7 @@ def test_pictures_stand_in_the_order_of_their_places(recipe: Recipe) -> None:
 
 
 def test_held_out_rows_have_one_source_each_and_come_once(recipe: Recipe) -> None:
-    batches = list(held_out_loader(HeldOut(recipe, rows=100, batch_rows=2, rank=0, ranks=1, threads=1), workers=0))
+    batches = list(Loader(HeldOut(recipe, rows=100, batch_rows=2, rank=0, ranks=1, threads=1), workers=0))
     for batch in batches:
         assert len(batch.sources_BT[batch.segments_BT > 0].unique()) == 1
     names = [name for batch in batches for name in batch.documents]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 import yaml
 
 import mm1
+from mm1.data.shards import read_manifest
 from mm1.errors import UserError, sentence
 from mm1.train.__main__ import Door, main
 from tests.conftest import fit, run_config, tiny_model
@@ -72,6 +76,27 @@ def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("trainer/accumulate_grad_batches", 3, r"data\.rows_per_step is 4; expected a multiple of 1 ranks x 3"),
         ("trainer/max_steps", -1, r"trainer\.max_steps is -1"),
         ("model/optimizer/parts", {"conector": {"frozen": True}}, r"parts\.conector matches no parameter"),
+        ("model/optimizer/lr", -1.0, r"model\.optimizer\.lr is -1\.0; expected at least 0"),
+        (
+            "model/optimizer/betas",
+            [0.9, 1.5],
+            r"model\.optimizer\.betas is \[0\.9, 1\.5\]; expected two numbers from 0",
+        ),
+        (
+            "model/model/init_args/decoder/init_args/vocabulary",
+            300,
+            r"has 340 ids, the decoder's vocabulary 300 entries",
+        ),
+        ("model/model/init_args/decoder/init_args/layers", 0, r"decoder\.init_args\.layers is 0; expected at least 1"),
+        ("model/model/init_args/vision/init_args/heads", 5, r"timm cannot build vit_tiny_patch16_224 with .*heads"),
+        ("data/rows_per_step", 0, r"data\.rows_per_step is 0; expected at least 1"),
+        ("data/look_ahead", 0, r"data\.look_ahead is 0; expected at least 1"),
+        ("data/workers", -1, r"data\.workers is -1; expected at least 0"),
+        ("data/weights", {"captions": math.inf}, r"data\.weights\.captions is inf; expected a number of at least 0"),
+        ("trainer/accelerator", "warp", r"Lightning refuses the settings under trainer: .*accelerator='warp'"),
+        ("trainer/log_every_n_steps", 0, r"trainer\.log_every_n_steps is 0; expected at least 1"),
+        ("save_every_n_steps", 0, r"save_every_n_steps is 0; expected at least 1"),
+        ("threads", 0, r"threads is 0; expected at least 1"),
         ("init_from", "/nowhere.ckpt", r"/nowhere\.ckpt does not exist"),
     ],
 )
@@ -79,6 +104,17 @@ def test_what_does_not_fit_is_said_in_one_sentence(corpus: Path, tmp_path: Path,
     with pytest.raises(UserError, match=told) as error:
         fit(tmp_path / "run", change(run_config(corpus), path, value))
     assert "\n" not in str(error.value)
+
+
+def test_a_validation_document_longer_than_a_row_is_refused(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "corpus")
+    manifest = read_manifest(tmp_path / "corpus")
+    index = tmp_path / "corpus" / "text" / Path(manifest["streams"]["text"]["val"]["shards"][0]["file"]).stem
+    listed = json.loads(index.with_suffix(".index.json").read_text())
+    listed["samples"][0]["text_tokens"] = 500
+    index.with_suffix(".index.json").write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=r"'text' has a document of 500 positions, rows have data\.row_tokens = 96"):
+        fit(tmp_path / "run", run_config(tmp_path / "corpus"))
 
 
 def test_the_door_answers_with_one_line_and_no_stack_trace(tmp_path: Path, capsys) -> None:
