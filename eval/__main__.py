@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from eval.prompts import Settings
 from eval.scores import rescore, table
 from eval.store import read_answers
 from mm1.errors import UserError, door
-from mm1.runs import read_json, write_json
+from mm1.runs import read_scores, write_json
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def _run(arguments: Namespace) -> None:
 
 def _ask(arguments: Namespace) -> None:
     *pictures, question = arguments.pictures_and_question
-    if Path(question).is_file():
+    if os.path.isfile(question):  # as a path, a question can be too long even to ask
         raise UserError(f"the last argument is the file {question}; expected the question there, in quotes")
     assistant = mm1.load(arguments.checkpoint, device=arguments.device)
     print(assistant.generate(pictures, question, arguments.max_new_tokens, template=arguments.template))
@@ -84,7 +85,7 @@ def _score(arguments: Namespace) -> None:
     answers = read_answers(path)
     found = rescore(answers)
     beside = path.with_name("scores.json")
-    scores = read_json(beside, "scores written by mm1-eval") if beside.exists() else {"tasks": {}}
+    scores = read_scores(beside) if beside.exists() else {"tasks": {}}
     scores["tasks"] = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
     print(table(scores))
     if beside.exists():

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from eval.pictures import content
+from eval.pictures import content, read
 from eval.task import Query, Task
 from mm1.errors import UserError
 
@@ -45,8 +45,8 @@ class Demonstrations:
         chosen: list[Query] = []
         used = {content(query.picture)}
         for at in _shuffled(len(pool), random.Random(f"{self.seed}/{query.id}")) if shots else ():
-            picture = content(pool[at].picture)
-            if picture not in used and picture not in self._scored:
+            picture = self._shown(pool[at])
+            if picture is not None and picture not in used and picture not in self._scored:
                 chosen.append(pool[at])
                 used.add(picture)
             if len(chosen) == shots:
@@ -57,6 +57,15 @@ class Demonstrations:
                 f"demonstrate with; expected at most {len(chosen)} (settings: shots)"
             )
         return chosen
+
+    def _shown(self, demonstration: Query) -> str | None:
+        """The content of its picture; None of the train part where it is broken, as training left it out too."""
+        try:
+            return content(demonstration.picture) if read(demonstration.picture) else None
+        except UserError:
+            if self.task.train:
+                return None
+            raise
 
 
 def blind(task: Task, seed: int) -> dict[str, Query]:

@@ -6,26 +6,36 @@ import hashlib
 from functools import cache, lru_cache
 from pathlib import Path
 
+from mm1.data.image import PictureError, decode
 from mm1.errors import UserError
 
 
 @lru_cache(maxsize=2048)
 def read(path: Path) -> bytes:
-    """The bytes of a picture's file.
+    """The bytes of a picture's file, checked to decode so that an error can name it.
 
     Raises:
-        UserError: There is no such file.
+        UserError: There is no such file, or it is no picture.
     """
+    data = _bytes(path)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"the picture {path} is not readable ({error.strerror}); expected a file there") from None
+        decode(data)
+    except PictureError as error:
+        raise UserError(f"{path} is not readable ({error}); expected the file of a picture") from None
+    return data
 
 
 @cache
 def content(path: Path) -> str:
     """A name for what the file holds: two files with the same bytes are the same photograph."""
-    return hashlib.sha256(read(path)).hexdigest()[:32]
+    return hashlib.sha256(_bytes(path)).hexdigest()[:32]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} is not readable ({error.strerror}); expected the file of a picture") from None
 
 
 def check(paths: list[Path], where: Path) -> None:

@@ -6,13 +6,14 @@ chat     <image> User: q\\nAssistant: a</s><image> User: q\\nAssistant:         
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from eval.task import Kind, Query
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.sample import Image, Text
 from mm1.template import turn
 
@@ -71,13 +72,23 @@ class Settings:
     features_mb: int = 1024
 
     def check(self) -> None:
-        """Refuse templates that cannot be asked.
+        """Refuse numbers and templates that cannot be asked.
 
         Raises:
             UserError: Which one, and what it lacks.
         """
+        if not self.shots or not self.arms:
+            raise UserError(f"shots is {list(self.shots)} and arms {list(self.arms)}; expected at least one of each")
+        at_least(0, {"shots": min(self.shots), "features_mb": self.features_mb})
+        at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
         for kind in ("captions", "vqa", "icl"):
-            template = getattr(self, kind).template
+            prompt = getattr(self, kind)
+            at_least(1, {f"{kind}.max_new_tokens": prompt.max_new_tokens})
+            if "" in prompt.stop:
+                raise UserError(f"{kind}.stop is {list(prompt.stop)}; expected no empty text, which ends every answer")
+            template = prompt.template
+            if unknown := set(re.findall(r"{\w*}", template)) - {"{image}", "{question}", "{answer}"}:
+                raise UserError(f"{kind}.template has {min(unknown)}; expected {{image}}, {{question}} and {{answer}}")
             ends = template.endswith("{answer}")
             if template.count("{image}") != 1 or "{answer}" in template.removesuffix("{answer}"):
                 raise UserError(

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mm1.errors import UserError
-from mm1.runs import write_json
+from mm1.runs import json_lines, read_object, write_json
 
 Answer = dict[str, Any]  # task, shots, arm, id, image, shown, question, prompt, answer, references, score
 Key = tuple[str, int, str, str]
+
+NEEDED = {"task", "shots", "arm", "id", "image", "answer", "references"}
+MARK = "what an earlier mm1-eval run noted of its questions; delete it to ask all of them again"
 
 
 def key(answer: Answer) -> Key:
@@ -40,7 +43,7 @@ class Answers:
             return
         folder.mkdir(parents=True, exist_ok=True)
         mark = folder / "asked.json"
-        if mark.exists() and self._path.exists() and json.loads(mark.read_text()).get("asked") == asked:
+        if mark.exists() and self._path.exists() and read_object(mark, MARK).get("asked") == asked:
             self.found = {key(answer): answer for answer in _whole_lines(self._path)}
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.found.values())
         temporary = self._path.with_suffix(".tmp")
@@ -64,19 +67,12 @@ def read_answers(path: Path) -> list[Answer]:
         UserError: There is no such file, or nothing in it is an answer.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; expected an answers.jsonl written by mm1-eval run")
+        raise UserError(f"{path} is no file; expected an answers.jsonl written by mm1-eval run")
     answers = _whole_lines(path)
-    needed = {"task", "shots", "arm", "id", "image", "answer", "references"}
-    if not answers or not all(isinstance(answer, dict) and needed <= answer.keys() for answer in answers):
+    if not answers:
         raise UserError(f"{path} does not hold one answer a line; expected an answers.jsonl written by mm1-eval run")
     return answers
 
 
 def _whole_lines(path: Path) -> list[Answer]:
-    found = []
-    for line in path.read_text().splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    return [answer for answer in json_lines(path) if answer and answer.keys() >= NEEDED]

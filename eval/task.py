@@ -18,6 +18,7 @@ from mm1.errors import UserError
 from mm1.runs import read_json
 
 Kind = Literal["captions", "vqa", "icl"]
+ID = (int, str)  # types of an id
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +126,23 @@ def discover(data: str | Path) -> list[Task]:
         raise UserError(f"{data} is no folder; expected a data folder with captions_eval/, vqa/ or icl/ (--data)")
     modules = pkgutil.iter_modules(importlib.import_module("eval.tasks").__path__, "eval.tasks.")
     tasks = [task for module in modules for task in importlib.import_module(module.name).find(data)]
+    if empty := [task.name for task in tasks if not task.queries]:
+        raise UserError(f"{data} holds {empty[0]} without a single question; expected some, or no such file")
     if not tasks:
         raise UserError(f"{data} holds no benchmark; expected captions_eval/*.json, vqa/<name>/ or icl/test.jsonl")
     return sorted(tasks, key=lambda task: task.name)
 
 
-def rows(path: Path, key: str | None, fields: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def rows(path: Path, key: str | None, fields: Mapping[str, type | tuple[type, ...]]) -> Iterator[Mapping[str, Any]]:
     """Objects of a JSON or JSONL file that all have ``fields``.
 
     Args:
         path: The file; ``*.jsonl`` holds one object a line.
         key: Where the list of objects stands in a JSON file.
-        fields: Names every object must have.
+        fields: Names every object must have, with the types they may be of.
 
     Raises:
-        UserError: The file is missing, is no JSON, or an object lacks a field; with what it has.
+        UserError: The file is missing, is no JSON, or an object lacks a field or has another type there.
     """
     expected = f"a list of objects with {', '.join(fields)}"
     if path.suffix == ".jsonl":
@@ -154,7 +157,22 @@ def rows(path: Path, key: str | None, fields: Sequence[str]) -> Iterator[Mapping
         if lacking:
             has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise UserError(f"{path}: entry {number} has {has}; expected also {', '.join(lacking)}")
+        for field, kind in fields.items():
+            if not isinstance(row[field], kind):
+                kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+                raise UserError(f"{path}: entry {number} has {field} = {row[field]!r:.60}; expected {kinds}")
         yield row
+
+
+def strings(values: Any, path: Path, where: str) -> tuple[str, ...]:
+    """A list of texts, such as reference answers.
+
+    Raises:
+        UserError: It is none, or empty.
+    """
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise UserError(f"{path}: {where} has {values!r:.60}; expected a list of texts")
+    return tuple(values)
 
 
 def check_ids(queries: Iterable[Query], path: Path) -> None:

@@ -33,6 +33,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,29 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}, no object; expected {what}")
     return found
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """The scores of one evaluation.
+
+    Raises:
+        UserError: There are none.
+    """
+    scores = read_object(path, "scores written by mm1-eval")
+    if not isinstance(scores.get("tasks"), dict):
+        raise UserError(f"{path} has no tasks; expected scores written by mm1-eval")
+    return scores
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The objects of a file of one a line, None where a line is none, such as one cut short by a kill."""
+    with path.open(errors="replace") as lines:
+        for line in lines:
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            yield found if isinstance(found, dict) else None
 
 
 class Run:
@@ -136,16 +160,10 @@ class Run:
         """All metric lines, or those of one split; one cut short by a kill is left out."""
         if not self.metrics.exists():
             return []
-        lines = []
-        for text in self.metrics.read_text(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            lines += [line] if isinstance(line, dict) and {"split", "step"} <= line.keys() else []
+        lines = [line for line in json_lines(self.metrics) if line and {"split", "step"} <= line.keys()]
         return [line for line in lines if split is None or line["split"] == split]
 
     def scores(self) -> dict[str, dict[str, Any]]:
         """Every ``eval/<name>/scores.json`` of this run, by name."""
         found = sorted(self.folder.glob("eval/*/scores.json"))
-        return {path.parent.name: read_json(path, "scores written by mm1-eval") for path in found}
+        return {path.parent.name: read_scores(path) for path in found}

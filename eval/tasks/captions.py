@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from eval.pictures import check
-from eval.task import Query, Task, check_ids, rows
+from eval.task import ID, Query, Task, check_ids, rows
 from mm1.errors import UserError
+from mm1.runs import json_lines
 
 UNTRAINED = ("_dev", "_val", "_test")
 
@@ -26,23 +29,28 @@ def find(data: Path) -> list[Task]:
 
 
 def demonstrations(folder: Path) -> tuple[Query, ...]:
-    """Pictures of the ``*_train.jsonl`` files, or of all that are trained on where none is named so."""
+    """Pictures of the ``*_train.jsonl`` files, or of all that are trained on where none is named so.
+
+    A faulty row is none: the shards' manifest has counted it, and training went on without it.
+    """
     trained = [file for file in sorted(folder.glob("*.jsonl")) if not file.stem.endswith(UNTRAINED)]
     chosen = [file for file in trained if file.stem.split("_")[-1] == "train"] or trained
-    return tuple(
-        Query(f"{file.stem}/{row['image']}", file.parent / row["image"], "", tuple(row["captions"]), row["captions"][0])
-        for file in chosen
-        for row in rows(file, None, ["image", "captions"])
-        if row["captions"]
-    )
+    return tuple(query for file in chosen for row in json_lines(file) for query in _demonstration(file, row))
+
+
+def _demonstration(file: Path, row: dict[str, Any] | None) -> Iterator[Query]:
+    match row:
+        case {"image": str(image), "captions": [str(first), *others]} if first.strip():
+            given = (first, *(caption for caption in others if isinstance(caption, str)))
+            yield Query(f"{file.stem}/{image}", file.parent / image, "", given, first)
 
 
 def _queries(file: Path) -> tuple[Query, ...]:
     captions: dict[str, list[str]] = defaultdict(list)
-    for row in rows(file, "annotations", ["image_id", "caption"]):
+    for row in rows(file, "annotations", {"image_id": ID, "caption": str}):
         captions[str(row["image_id"])].append(row["caption"])
     queries = []
-    for row in rows(file, "images", ["id", "path"]):
+    for row in rows(file, "images", {"id": ID, "path": str}):
         given = captions.get(str(row["id"]))
         if given is None:
             raise UserError(f"{file} has no caption for picture {row['id']}; expected at least one in annotations")

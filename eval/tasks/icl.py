@@ -9,12 +9,11 @@ evaluation" in the manner of Frozen (Tsimpoukelli et al. 2021, section 4.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.pictures import check
-from eval.task import Query, Task, check_ids, rows
+from eval.task import ID, Query, Task, check_ids, rows, strings
 from mm1.errors import UserError
 
 
@@ -27,7 +26,7 @@ def find(data: Path) -> list[Task]:
     path = data / "icl" / "test.jsonl"
     if not path.exists():
         return []
-    queries = [_query(row, path) for row in rows(path, None, ["id", "items", "question", "answers"])]
+    queries = [_query(row, path) for row in rows(path, None, {"id": ID, "items": list, "question": str})]
     check_ids(queries, path)
     check([picture for query in queries for picture in query.pictures], path)
     return [Task("icl", "icl", tuple(queries))]
@@ -35,13 +34,13 @@ def find(data: Path) -> list[Task]:
 
 def _query(row: Any, path: Path) -> Query:
     items = [_item(item, row, path) for item in row["items"]]
-    if not items or not isinstance(items[-1], Path) or not row["answers"]:
-        raise UserError(f"{path}: row {row['id']} does not end with a picture that is asked about and has answers")
-    answers: Sequence[str] = row["answers"]
-    choices = tuple(row.get("choices", ()))
+    if not items or not isinstance(items[-1], Path):
+        raise UserError(f"{path}: row {row['id']} does not end with a picture that is asked about")
+    answers = strings(row.get("answers"), path, f"answers of row {row['id']}")
+    choices = strings(row["choices"], path, f"choices of row {row['id']}") if row.get("choices") else ()
     if choices and not set(answers) <= set(choices):
         raise UserError(f"{path}: row {row['id']} has choices {choices}; expected its answers {answers} among them")
-    return Query(str(row["id"]), items[-1], row["question"], tuple(answers), answers[0], tuple(items[:-1]), choices)
+    return Query(str(row["id"]), items[-1], row["question"], answers, answers[0], tuple(items[:-1]), choices)
 
 
 def _item(item: Any, row: Any, path: Path) -> str | Path:

@@ -7,9 +7,9 @@ from typing import Any
 
 from eval.metrics.vqa import majority
 from eval.pictures import check
-from eval.task import Query, Task, check_ids, rows
+from eval.task import ID, Query, Task, check_ids, rows
 from mm1.errors import UserError
-from mm1.runs import read_json
+from mm1.runs import read_object
 
 ONE_ANSWER = "one annotated answer a question: the score is exact match after the official processing"
 
@@ -44,11 +44,11 @@ def _v2(path: Path) -> tuple[Query, ...]:
     annotations = path.with_name(path.name.replace("questions", "annotations"))
     answers = {
         row["question_id"]: tuple(_answers(row, annotations))
-        for row in rows(annotations, "annotations", ["question_id", "answers"])
+        for row in rows(annotations, "annotations", {"question_id": ID, "answers": list})
     }
-    subtype = read_json(path, "VQA v2 questions").get("data_subtype", "train2014")
+    subtype = read_object(path, "VQA v2 questions").get("data_subtype", "train2014")
     queries = []
-    for row in rows(path, "questions", ["question_id", "image_id", "question"]):
+    for row in rows(path, "questions", {"question_id": ID, "image_id": int, "question": str}):
         given = answers.get(row["question_id"])
         if not given:
             raise UserError(f"{annotations} has no answers to question {row['question_id']} of {path.name}")
@@ -59,20 +59,21 @@ def _v2(path: Path) -> tuple[Query, ...]:
 
 
 def _answers(row: Any, path: Path) -> list[str]:
-    try:
-        return [answer["answer"] for answer in row["answers"]]
-    except (TypeError, KeyError):
+    given = [answer.get("answer") if isinstance(answer, dict) else None for answer in row["answers"]]
+    answers = [answer for answer in given if isinstance(answer, str)]
+    if len(answers) < len(given):
         raise UserError(
             f"{path}: the answers of question {row['question_id']} are {row['answers']!r:.60}; "
-            f'expected a list of {{"answer": ..}}'
-        ) from None
+            f'expected a list of {{"answer": text}}'
+        )
+    return answers
 
 
 def _daquar(path: Path) -> tuple[Query, ...]:
     """One question a line; blanks inside an answer are written ``_``."""
     queries = [
         Query(str(row["question_id"]), path.parent / row["image"], row["question"], (answer,), answer)
-        for row in rows(path, None, ["question_id", "question", "answer", "image"])
+        for row in rows(path, None, {"question_id": ID, "question": str, "answer": str, "image": str})
         for answer in [row["answer"].replace("_", " ")]
     ]
     check_ids(queries, path)

@@ -71,8 +71,15 @@ class Tokenizer:
         return Tokenizer.from_bytes, (self.proto,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without begin and end; what looks like a control token in it stays plain text."""
-        return self._pieces.encode(text)
+        """Ids of ``text``, without begin and end; what looks like a control token in it stays plain text.
+
+        Raises:
+            UserError: Half a surrogate pair stands in it, as bytes that are no UTF-8 leave it on a command line.
+        """
+        try:
+            return self._pieces.encode(text)
+        except RuntimeError:
+            raise UserError(f"{text!r:.60} is no Unicode text; expected one that UTF-8 can spell") from None
 
     def count(self, text: str) -> int:
         """Number of ids of ``text``, remembered for a while: cutting and measuring ask for the same text again."""

@@ -12,7 +12,7 @@ import torch
 
 from mm1.data.image import PictureError, decode
 from mm1.data.tokenizer import Tokenizer
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.infer.engine import Engine
 from mm1.model import stored
 from mm1.model.mm1 import MM1
@@ -38,7 +38,7 @@ class Assistant:
 
     def generate(
         self,
-        images: Sequence[Picture] = (),
+        images: Picture | Sequence[Picture] = (),
         text: str = "",
         max_new_tokens: int = 64,
         *,
@@ -48,7 +48,7 @@ class Assistant:
         """The model's answer, decoded greedily.
 
         Args:
-            images: Pictures, which stand before the text: paths, the bytes of files, or PIL images.
+            images: Pictures, which stand before the text: paths, the bytes of files, or PIL images; one, or several.
             text: What to ask.
             max_new_tokens: Length of the answer at most.
             template: ``chat`` asks as instruction tuning did; ``none`` lets the model go on from the text as it is,
@@ -56,8 +56,12 @@ class Assistant:
             stop: Strings before which the answer ends.
 
         Raises:
-            UserError: A picture that is missing or does not decode, or a prompt longer than the context.
+            UserError: A picture that is missing or does not decode, a prompt longer than the context, no such template.
         """
+        at_least(1, {"max_new_tokens": max_new_tokens})
+        if template not in ("chat", "none"):
+            raise UserError(f"template is {template!r}; expected chat or none")
+        images = [images] if isinstance(images, Picture) else images
         asked = turn(text) if template == "chat" else (Text(text),) if text else ()
         prompt: list[Text | Image] = [*(Image(_bytes(image)) for image in images), *asked]
         [(_, answer)] = self.engine.generate([prompt], max_new_tokens, stop)

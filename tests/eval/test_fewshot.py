@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.fewshot import Demonstrations, blind, derangement
-from eval.pictures import content
+from eval.pictures import content, read
 from eval.task import Task, discover
 from mm1.errors import UserError
 
@@ -64,6 +64,19 @@ def test_without_a_train_part_the_querys_own_picture_is_left_out(data: Path) -> 
     for query in task.queries:
         shown = Demonstrations(task, 0).of(query, 3)
         assert content(query.picture) not in {content(demonstration.picture) for demonstration in shown}
+
+
+def test_a_broken_picture_demonstrates_nothing(data: Path) -> None:
+    task = task_of(data, "captions/mini")
+    whole = [query.picture for query in Demonstrations(task, 0).of(task.queries[0], 6)]
+    whole[1].write_bytes(whole[1].read_bytes()[:40])
+    whole[3].unlink()
+    content.cache_clear()
+    read.cache_clear()
+    shown = [query.picture for query in Demonstrations(task, 0).of(task.queries[0], 6)]
+    assert shown[:4] == [whole[0], whole[2], whole[4], whole[5]]
+    with pytest.raises(UserError, match=r"7 shots for question .* only 6 other pictures"):
+        Demonstrations(task, 0).of(task.queries[0], 7)
 
 
 def test_more_shots_than_pictures_are_refused(data: Path) -> None:

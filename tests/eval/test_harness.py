@@ -102,6 +102,31 @@ def test_a_run_that_was_killed_asks_only_what_is_left(
     assert sorted(map(str, lines(out))) == sorted(map(str, lines(tmp_path / "whole")))
 
 
+def test_what_an_earlier_run_left_damaged(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    settings, out = Settings(shots=(0,), tasks=("vqa/daquar",)), tmp_path / "out"
+    whole = run(model, tokenizer, checkpoint, data, settings, out)
+    with (out / "answers.jsonl").open("ab") as lines:
+        lines.write(b"[1]\n3\n{}\n\xff\xfe\n")
+    asked.clear()
+    assert run(model, tokenizer, checkpoint, data, settings, out) == whole
+    assert sum(asked) == 0
+    (out / "asked.json").write_text("[]")
+    with pytest.raises(UserError, match=r"asked\.json holds a list, no object; .* delete it to ask all of them again"):
+        run(model, tokenizer, checkpoint, data, settings, out)
+
+
+def test_a_scored_picture_that_does_not_decode_is_named(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    path = data / "vqa/daquar/images/2.png"
+    path.write_bytes(path.read_bytes()[:50])
+    settings = Settings(shots=(0,), arms=("sighted",), tasks=("vqa/daquar",))
+    with pytest.raises(UserError, match=r"images/2\.png is not readable \(picture does not decode\)"):
+        run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+
+
 def test_a_changed_setting_checkpoint_or_file_starts_over(
     model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int]
 ) -> None:

@@ -51,6 +51,16 @@ def test_a_context_stands_before_the_picture_asked_about() -> None:
         (replace(Settings(), vqa=Prompt("{question} {answer}")), "expected {image} once"),
         (replace(Settings(), vqa=Prompt("{image}{question}")), "style plain expects {answer} at its end"),
         (replace(CHAT, captions=Prompt("{image}{answer}")), "style chat expects no {answer}"),
+        (
+            replace(Settings(), vqa=Prompt("{image}{queston} {answer}")),
+            r"vqa\.template has {queston}; expected {image}",
+        ),
+        (replace(Settings(), icl=Prompt(max_new_tokens=0)), r"icl\.max_new_tokens is 0; expected at least 1"),
+        (replace(Settings(), icl=Prompt(stop=("\n", ""))), r"icl\.stop is \['\\n', ''\]; expected no empty text"),
+        (replace(Settings(), shots=(0, -1)), "shots is -1; expected at least 0"),
+        (replace(Settings(), shots=()), r"shots is \[\] .*; expected at least one of each"),
+        (replace(Settings(), limit=0), "limit is 0; expected at least 1"),
+        (replace(Settings(), features_mb=-1), "features_mb is -1; expected at least 0"),
     ],
 )
 def test_templates_that_cannot_be_asked_are_refused(settings: Settings, message: str) -> None:

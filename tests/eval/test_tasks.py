@@ -76,6 +76,55 @@ def test_a_file_of_another_shape_is_told_apart(data: Path) -> None:
         discover(data)
 
 
+def edit_row(path: Path, change: Callable[[dict], object]) -> None:
+    first, *others = path.read_text().splitlines(keepends=True)
+    row = json.loads(first)
+    change(row)
+    path.write_text(json.dumps(row) + "\n" + "".join(others))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("captions_eval/mini.json", lambda v: v["images"][1].update(path=3), r"entry 2 has path = 3; expected str"),
+        (
+            "captions_eval/mini.json",
+            lambda v: v["annotations"][0].update(caption=None),
+            r"caption = None; expected str",
+        ),
+        ("vqa/mini/questions.json", lambda v: v["questions"][0].update(image_id="x"), r"image_id = 'x'; expected int"),
+        ("vqa/mini/questions.json", lambda v: v["questions"][0].update(question=7), r"question = 7; expected str"),
+        (
+            "vqa/mini/annotations.json",
+            lambda v: v["annotations"][0]["answers"][2].update(answer=None),
+            r"the answers of question 100 are .*; expected a list of {\"answer\": text}",
+        ),
+        ("vqa/daquar/test.jsonl", lambda row: row.update(answer=3), r"entry 1 has answer = 3; expected str"),
+        ("icl/test.jsonl", lambda row: row.update(items=None), r"entry 1 has items = None; expected list"),
+        ("icl/test.jsonl", lambda row: row.update(answers="dako"), r"answers of row l0 has 'dako'; expected a list"),
+        ("icl/test.jsonl", lambda row: row.update(choices=[1, 2]), r"choices of row l0 has \[1, 2\]; expected a list"),
+    ],
+)
+def test_a_field_of_another_type_is_told(data: Path, file: str, change: Callable[[dict], object], told: str) -> None:
+    (edit_row if file.endswith("l") else edit)(data / file, change)
+    with pytest.raises(UserError, match=told):
+        discover(data)
+
+
+def test_faulty_rows_that_training_left_out_demonstrate_nothing(data: Path) -> None:
+    rows = [b'{"image": "images/4.png", "captions": ["half', b"[]", b'{"image": 3, "captions": ["x"]}', b"\xff"]
+    rows += [b'{"image": "images/4.png", "captions": "no list"}', b'{"image": "images/4.png", "captions": [" "]}']
+    with (data / "captions/pool_train.jsonl").open("ab") as lines:
+        lines.write(b"\n".join(rows))
+    assert {query.answer for query in by_name(data)["captions/mini"].train} == {f"pool {at}" for at in range(4, 14)}
+
+
+def test_a_benchmark_without_questions_is_told(data: Path) -> None:
+    (data / "icl/test.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds icl without a single question"):
+        discover(data)
+
+
 def test_a_file_that_is_no_json_is_told(data: Path) -> None:
     (data / "vqa/daquar/test.jsonl").write_text("what is this ?")
     with pytest.raises(UserError, match="not readable as JSON lines"):

@@ -34,6 +34,7 @@ def test_a_picture_may_be_a_path_bytes_or_an_image(assistant: Assistant, tmp_pat
     path.write_bytes(data)
     forms = [path, str(path), data, PIL.Image.open(path)]
     assert len({assistant.generate([form], "What is this?", max_new_tokens=6) for form in forms}) == 1
+    assert len({assistant.generate(form, "What is this?", max_new_tokens=6) for form in forms}) == 1
 
 
 def test_text_is_asked_through_the_chat_template(assistant: Assistant) -> None:
@@ -59,6 +60,11 @@ def test_nothing_but_a_picture_is_a_prompt_for_a_caption(assistant: Assistant) -
 def test_a_bad_picture_is_named(assistant: Assistant, picture: str | bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         assistant.generate([picture], "What?")
+
+
+def test_a_template_that_is_not_there_is_told(assistant: Assistant) -> None:
+    with pytest.raises(UserError, match="template is 'caht'; expected chat or none"):
+        assistant.generate([], "What?", template="caht")
 
 
 def test_a_device_that_is_not_there_is_told(tiny_checkpoint: Path) -> None:
