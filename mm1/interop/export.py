@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 
 from mm1.errors import UserError
@@ -30,7 +31,10 @@ def export(checkpoint: str | Path, folder: str | Path) -> Path:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    safetensors.torch.save_file(weights, temporary / "model.safetensors", {"format": str(stored.FORMAT)})
+    try:
+        safetensors.torch.save_file(weights, temporary / "model.safetensors", {"format": str(stored.FORMAT)})
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{temporary} cannot be written ({error}); expected a disk with room for the weights") from None
     (temporary / "model.yaml").write_text(found.config)
     (temporary / "tokenizer.model").write_bytes(found.tokenizer)
     os.replace(temporary, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from pathlib import Path
@@ -55,8 +56,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _shape(text: str) -> tuple[int, int]:
-    layers, _, width = text.partition("x")
-    return int(layers), int(width)
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected layers x width, such as 4x64")
+    layers, width = map(int, text.split("x"))
+    return layers, width
 
 
 def main() -> None:

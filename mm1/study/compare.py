@@ -54,7 +54,7 @@ class Trained:
         lines = run.history()
         if not lines:
             raise UserError(f"{run.metrics} holds no metrics; expected a run that mm1-train has trained for some steps")
-        config = yaml.safe_load(run.config.read_text()) if run.config.exists() else {}
+        config = _read_yaml(run.config) if run.config.exists() else {}
         by_split = {split: [line for line in lines if line["split"] == split] for split in ("train", "val", "experts")}
         called = name or KINDS.get(about["kind"], about["kind"])
         return cls(called, about, dict(_flat(config)), **by_split, scores=run.scores(), folder=folder)
@@ -69,6 +69,13 @@ class Trained:
     def last(self) -> dict[str, Any]:
         """The newest metric line that counts positions."""
         return max((*self.train, *self.val), key=lambda line: line["positions"])
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(errors="replace"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({error}); expected the configuration that mm1-train wrote") from None
 
 
 @dataclass(frozen=True)

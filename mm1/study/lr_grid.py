@@ -100,13 +100,18 @@ def _cells(results: Path) -> set[tuple[int, int, float, int]]:
     """
     if not results.exists():
         return set()
-    with results.open(newline="") as lines:
+    with results.open(newline="", errors="replace") as lines:
         table = csv.DictReader(lines)
         if tuple(table.fieldnames or ()) != COLUMNS:
             raise UserError(
                 f"{results} has columns {','.join(table.fieldnames or [])}; expected {','.join(COLUMNS)} to append to"
             )
-        return {(int(row["layers"]), int(row["width"]), float(row["lr"]), int(row["steps"])) for row in table}
+        try:
+            return {(int(row["layers"]), int(row["width"]), float(row["lr"]), int(row["steps"])) for row in table}
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{results}, line {table.line_num} is no row of a grid ({error}); expected numbers to append to"
+            ) from None
 
 
 def _append(results: Path, row: tuple[Any, ...]) -> None:

@@ -147,16 +147,20 @@ def read_results(path: Path) -> tuple[list[tuple[float, float]], list[str]]:
         UserError: No such file, other columns, or a cell that is no positive number.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; expected a CSV with columns n,lr or n,lr,loss, or --sizes to make one")
-    with path.open(newline="") as lines:
-        table = csv.DictReader(lines)
-        columns = table.fieldnames or []
-        if not {"n", "lr"} <= set(columns):
-            raise UserError(f"{path} has columns {','.join(columns) or 'none'}; expected n,lr or n,lr,loss (results)")
-        rows = [
-            {name: _number(row[name], name, f"{path}, line {table.line_num}") for name in columns if name in _READ}
-            for row in table
-        ]
+        raise UserError(f"{path} is no file; expected a CSV with columns n,lr or n,lr,loss, or --sizes to make one")
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+        table = csv.DictReader(lines, skipinitialspace=True)
+        try:
+            columns = table.fieldnames or []
+            if not {"n", "lr"} <= set(columns):
+                has = ",".join(columns) or "none"
+                raise UserError(f"{path} has columns {has:.60}; expected n,lr or n,lr,loss (results)")
+            rows = [
+                {name: _number(row[name], name, f"{path}, line {table.line_num}") for name in columns if name in _READ}
+                for row in table
+            ]
+        except csv.Error as error:
+            raise UserError(f"{path} is no CSV ({error}); expected n,lr or n,lr,loss (results)") from None
     if "loss" not in columns:
         return [(row["n"], row["lr"]) for row in rows], []
     grid: dict[float, list[tuple[float, float]]] = defaultdict(list)
@@ -233,7 +237,7 @@ def lr_law(
     Raises:
         UserError: A grid without rates or corpus, or results that cannot be fitted.
     """
-    if wrong := [value for value in (*predict, *rates, steps) if value <= 0]:
+    if wrong := [value for value in (*predict, *rates, steps) if not 0 < value < math.inf]:
         raise UserError(f"found {wrong[0]:g}; expected sizes, rates and steps above zero (--predict, --rates, --steps)")
     if sizes:
         if corpus is None or not rates:

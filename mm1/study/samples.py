@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import defaultdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from mm1.runs import json_lines
 from mm1.study.compare import Trained
 
 SHOWN = 6  # of each task
@@ -42,8 +42,7 @@ def _answers(run: Trained) -> dict[tuple[str, str], dict[tuple[int, str, str], d
     """Answers of a run by (evaluation, task), then by (shots, arm, id)."""
     found: dict[tuple[str, str], dict[tuple[int, str, str], dict[str, Any]]] = defaultdict(dict)
     for path in sorted(run.folder.glob("eval/*/answers.jsonl")):
-        for text in path.read_text().splitlines():
-            line = json.loads(text)
+        for line in filter(None, json_lines(path)):  # the last may be cut short, if the evaluation was stopped
             found[path.parent.name, line["task"]][int(line["shots"]), line["arm"], str(line["id"])] = line
     return found
 
@@ -62,12 +61,12 @@ def _item(both: dict[str, dict[tuple[int, str, str], dict[str, Any]]], shots: in
 
 
 def picture(path: str | Path) -> str | None:
-    """A small JPEG of the picture as a data URI, or None where it is gone."""
+    """A small JPEG of the picture as a data URI, or None where it is gone or broken."""
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
             small.thumbnail((SIDE_PX, SIDE_PX))
-    except (OSError, UnidentifiedImageError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL makes of a broken one
         return None
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mm1.errors import UserError
-from mm1.runs import read_json, write_json
+from mm1.runs import read_object, write_json
 
 FORMAT = 1
 LOG_LINES = 20  # shown of a failed stage
@@ -77,7 +77,7 @@ class Stages:
         self.path = out / "phases.json"
         self.memory: dict[str, Any] = {"format": FORMAT, "clock": 0.0, "stages": {}}
         if self.path.exists():
-            self.memory |= read_json(self.path, "the memory of an earlier run of this job")
+            self.memory |= read_object(self.path, "the memory of an earlier run of this job")
         self.opened, self.before = time.monotonic(), self.memory["clock"]
         self.fingerprints: dict[str, str] = {}
         for stage in stages:

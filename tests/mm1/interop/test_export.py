@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +37,20 @@ def test_the_exported_model_computes_the_same(tiny_checkpoint: Path, tmp_path: P
 def test_an_existing_folder_is_not_overwritten(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         export(tiny_checkpoint, tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(UserError, match=r"model\.tmp cannot be written"):
+            export(tiny_checkpoint, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "model").exists()
+    assert export(tiny_checkpoint, tmp_path / "model").is_dir()
 
 
 def test_a_folder_that_lacks_a_file_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -100,6 +100,21 @@ def test_a_run_without_metrics_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a run folder"):
         Trained.read(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="expected a run folder"):
+        Trained.read(tmp_path / "file")
+
+
+def test_files_of_a_run_that_are_not_what_they_should_be_are_named(pair: tuple[Run, Run]) -> None:
+    run = pair[0]
+    scores = next(run.folder.glob("eval/*/scores.json"))
+    for content, told in (("{}", "has no tasks"), ("[]", "holds a list, no object"), ("{", "is not readable as JSON")):
+        scores.write_text(content)
+        with pytest.raises(UserError, match=rf"scores\.json {told}.*; expected scores written by mm1-eval"):
+            Trained.read(run.folder)
+    run.config.write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml is not YAML"):
+        Trained.read(run.folder)
 
 
 def test_nothing_is_said_of_a_budget_before_the_first_evaluation(tmp_path: Path) -> None:

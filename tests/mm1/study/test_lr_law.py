@@ -108,6 +108,8 @@ def test_a_grid_is_read_size_by_size_and_diverged_runs_left_out(tmp_path: Path) 
         ("n,lr\n1e6,fast\n", "line 2: lr is 'fast'"),
         ("n,lr\n1e6,1e-3\n-3,1e-3\n", "line 3: n is '-3'"),
         ("n,lr,loss\n1e6,1e-3,low\n", "loss is 'low'"),
+        ("n,lr\n" + "1" * 200_000 + ",1\n", "is no CSV (field larger"),
+        ("\x89PNG\n\x1a\n", "expected n,lr or n,lr,loss"),
         ("n,lr\n1e6,1e-3\n2e6,1e-3\n", "2 sizes; expected at least 3"),
     ],
 )
@@ -118,8 +120,27 @@ def test_wrong_results_are_refused_with_what_was_found(tmp_path: Path, content: 
 
 
 def test_missing_results_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        read_results(tmp_path / "none.csv")
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match="is no file; expected a CSV"):
+            read_results(path)
+
+
+def test_a_spreadsheets_csv_is_read(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_bytes("\ufeffn, lr\r\n1e6, 1e-3\r\n".encode())
+    assert read_results(tmp_path / "results.csv") == ([(1e6, 1e-3)], [])
+
+
+def test_a_file_that_no_grid_wrote_is_not_appended_to(tmp_path: Path) -> None:
+    results = tmp_path / "results.csv"
+    results.write_text("n,lr,loss,layers,width,steps\n1e6,1e-3,3.0,two,64,10\n")
+    with pytest.raises(UserError, match=r"results\.csv, line 2 is no row of a grid"):
+        lr_law(results, out=tmp_path, predict=[1e9], sizes=[(2, 64)], rates=[1e-3], corpus=tmp_path, steps=1)
+
+
+@pytest.mark.parametrize("size", [math.nan, math.inf, -1.0, 0.0])
+def test_sizes_that_are_none_are_refused(tmp_path: Path, size: float) -> None:
+    with pytest.raises(UserError, match=f"found {size:g}; expected sizes, rates and steps above zero"):
+        lr_law(tmp_path / "x.csv", out=tmp_path, predict=[size], sizes=[], rates=[], corpus=None, steps=1)
 
 
 def test_the_command_predicts_plots_and_writes_what_training_reads(
@@ -193,7 +214,8 @@ def test_a_grid_needs_rates_and_a_corpus(tmp_path: Path) -> None:
 
 
 def test_shapes_that_are_none_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["mm1-study", "lr-law", "x.csv", "--sizes", "4by64"])
-    with pytest.raises(SystemExit, match="2"):
-        door.main()
-    assert "4by64" in capsys.readouterr().err
+    for shape in ("4by64", "4", "0x64"):
+        monkeypatch.setattr("sys.argv", ["mm1-study", "lr-law", "x.csv", "--sizes", shape])
+        with pytest.raises(SystemExit, match="2"):
+            door.main()
+        assert f"'{shape}'; expected layers x width, such as 4x64" in capsys.readouterr().err

@@ -156,13 +156,21 @@ def test_samples_are_chosen_by_id_and_not_by_score(pair: tuple[Run, Run]) -> Non
     assert group["items"][0]["image"].startswith("data:image/jpeg;base64,")
 
 
-def test_a_picture_that_is_gone_leaves_its_answers(pair: tuple[Run, Run], tmp_path: Path) -> None:
-    for picture in (tmp_path / "pictures").iterdir():
-        picture.unlink()
+def test_a_picture_that_is_gone_or_broken_leaves_its_answers(pair: tuple[Run, Run], tmp_path: Path) -> None:
+    for number, picture in enumerate((tmp_path / "pictures").iterdir()):
+        picture.write_bytes(b"\x89PNG\r\n\x1a\n broken")
+        if number % 2:
+            picture.unlink()
     compare(pair[0].folder, pair[1].folder, out=tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert not Page(page).all("img")
     assert "what colour is the circle?" in page
+
+
+def test_answers_of_an_evaluation_that_was_stopped_are_shown_as_far_as_they_go(pair: tuple[Run, Run]) -> None:
+    for path in pair[0].folder.glob("eval/*/answers.jsonl"):
+        path.write_bytes(path.read_bytes()[:-20])
+    assert samples((Trained.read(pair[0].folder), Trained.read(pair[1].folder)))
 
 
 def test_the_headline_is_the_largest_set_of_questions_and_not_the_made_up_words(tmp_path: Path) -> None:

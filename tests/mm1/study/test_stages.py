@@ -124,6 +124,13 @@ def test_a_failed_stage_shows_its_log_and_is_gone_on_with_in_its_folder(trace: P
     assert two["ended"] - two["began"] >= two["seconds"] - 0.2  # both attempts, and the clock stood still between them
 
 
+def test_a_memory_that_is_none_is_told(trace: Path) -> None:
+    (trace.parent / "out").mkdir(exist_ok=True)
+    (trace.parent / "out" / "phases.json").write_text("[]")
+    with pytest.raises(UserError, match=r"phases\.json holds a list, no object; expected the memory of an earlier run"):
+        Stages(trace.parent / "out", [stage(trace, "one")])
+
+
 def test_a_failure_stops_what_runs_beside_it(trace: Path) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match="stage two"):
