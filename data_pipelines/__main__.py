@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from mm1.errors import door
+from mm1.errors import door, underscored
 
 
 def scenes(folder: Path, *, worlds: int = 10_000, test_worlds: int = 160, image_px: int = 64, seed: int = 0) -> None:
@@ -109,9 +109,8 @@ SWITCHES = ("--strict", "--keep_pictures")
 
 
 def spelled(words: list[str]) -> list[str]:
-    """``--row-tokens`` is ``--row_tokens``, and a switch needs no value."""
-    words = [word.partition("=")[0].replace("-", "_").replace("__", "--", 1) + "".join(word.partition("=")[1:])
-             if word.startswith("--") else word for word in words]  # fmt: skip
+    """Options with hyphens or underscores, and switches without a value."""
+    words = underscored(words)
     switch = [word in SWITCHES and words[i + 1 : i + 2] not in (["true"], ["false"]) for i, word in enumerate(words)]
     return [word + "=true" * bare for word, bare in zip(words, switch, strict=True)]
 

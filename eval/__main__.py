@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from eval.harness import run
 from eval.prompts import Settings
 from eval.scores import rescore, table
 from eval.store import read_answers
-from mm1.errors import UserError, door
+from mm1.errors import UserError, door, underscored
 from mm1.runs import read_scores, write_json
 
 
@@ -53,7 +54,7 @@ def parser() -> ArgumentParser:
 
 def _main() -> None:
     whole = parser()
-    arguments = whole.parse_args()
+    arguments = whole.parse_args(underscored(sys.argv[1:]))
     command = arguments.command
     {"run": _run, "ask": _ask, "score": _score}[command](whole.instantiate(arguments)[command])
 

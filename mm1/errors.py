@@ -1,4 +1,4 @@
-"""One class for everything a user can get wrong, so that the doors can answer it with one sentence."""
+"""One class for everything a user can get wrong, one sentence for it at every door, and how doors read options."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def door(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def underscored(words: list[str]) -> list[str]:
+    """A command line with its options as the doors name them: ``--init-from a-b`` is ``--init_from a-b``."""
+    return [re.sub(r"^--[^=]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in words]
 
 
 def sentence(error: BaseException) -> str:

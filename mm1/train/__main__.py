@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from mm1.errors import UserError, at_least, door
+from mm1.errors import UserError, at_least, door, underscored
 from mm1.model.stored import read
 from mm1.runs import Run
 from mm1.train.callbacks import Progress, StopOnNaN, WatchSight
@@ -60,7 +60,7 @@ class Door(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"prog": "mm1-train", "exit_on_error": False},
-            args=arguments,
+            args=underscored(sys.argv[1:] if arguments is None else arguments),
         )
 
     @staticmethod

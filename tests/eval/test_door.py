@@ -55,7 +55,7 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
         (["ask", "nowhere.ckpt", "What?"], "nowhere.ckpt does not exist"),
         (["run", "CKPT", "--data", "nowhere"], "nowhere is no folder"),
         (["run", "CKPT", "--data", "DATA", "--shots", "[9]"], "9 shots for question"),
-        (["run", "CKPT", "--data", "DATA", "--shots", "[0]", "--max_positions", "20"], "expected at most 20"),
+        (["run", "CKPT", "--data", "DATA", "--shots", "[0]", "--max-positions", "20"], "expected at most 20"),
         (["run", "CKPT", "--data", "DATA", "--style", "chat"], "style chat expects no {answer}"),
         (["ask", "CKPT", "word " * 5000], "expected at most 4096"),
         (["ask", "CKPT", "What is \udcff?"], "is no Unicode text"),

@@ -128,7 +128,7 @@ def test_init_from_takes_weights_and_starts_a_new_schedule(corpus: Path, make_co
     first = fit(tmp_path / "first", run_config(corpus, max_steps=6))
     config = change(run_config(corpus, max_steps=1), "data/weights", {"sft": 100})
     config["model"]["optimizer"] = {"lr": 1e-12}
-    tuned = fit(tmp_path / "tuned", config, "--init_from", str(first.last))
+    tuned = fit(tmp_path / "tuned", config, "--init-from", str(first.last))  # hyphens do as well
     before, after = (torch.load(run.last, weights_only=True) for run in (first, tuned))
     for name, tensor in before["state_dict"].items():
         torch.testing.assert_close(after["state_dict"][name], tensor)
