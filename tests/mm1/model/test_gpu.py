@@ -49,7 +49,7 @@ def test_losses_and_gradients_equal_those_of_a_cpu(model, batch, experts):
     """Head width 16, the least that flex_attention takes."""
     results = []
     for device in ("cpu", "cuda"):
-        mm1 = model(experts=experts, width=64, scale=2.0).to(device)
+        mm1 = model(experts=experts, width=64).to(device)
         step = batch().to(device)
         sums = mm1.losses(step)
         (sums.cross_entropy / sums.targets + sums.router / sums.tokens).backward()
@@ -88,7 +88,7 @@ def test_grouped_products_equal_the_loop_and_survive_an_idle_expert():
 
 @pytest.mark.parametrize("experts", [0, 4])
 def test_cached_decoding_on_a_gpu(model, experts):
-    mm1 = model(experts=experts, width=64, scale=2.0).cuda().eval()
+    mm1 = model(experts=experts, width=64).cuda().eval()
     tokens = torch.randint(3, 64, (2, 12), device="cuda")
     segments, positions = torch.ones_like(tokens), torch.arange(12, device="cuda").expand(2, 12)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_cached_decoding_on_a_gpu(model, experts):
 def test_mixed_precision_training_learns_and_compiles_once(model, experts):
     """bf16 under autocast, 4 rows of 2048 whose documents end elsewhere in every step."""
     config = {"width": 512, "heads": 8, "kv_heads": 4, "layers": 4, "ffn_width": 1024, "vocabulary": 2048}
-    mm1 = model(experts=experts, scale=1.0, **config).cuda()
+    mm1 = model(experts=experts, **config).cuda()
     optimizer = torch.optim.AdamW(mm1.parameters(), 1e-3, fused=True)
     tokens = torch.randint(3, 2048, (4, 2048), generator=torch.Generator().manual_seed(0))
     losses = []

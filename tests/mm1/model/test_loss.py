@@ -50,7 +50,7 @@ def part(batch, rows, tokens_per_image=4):
 @pytest.mark.parametrize("split", [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0, 3], [1, 2]]])
 def test_gradients_do_not_depend_on_how_rows_are_spread(model, batch, split):
     """4 x 1, 2 x 2 and 1 x 4: the same whether the parts are ranks or micro-batches, as both only add up."""
-    mm1, step = model(experts=4, scale=3.0), batch(rows=4)
+    mm1, step = model(experts=4), batch(rows=4)
     step.targets_BT[2, ::2] = IGNORE  # rows of unequal weight
 
     def gradients(parts):

@@ -110,7 +110,7 @@ def test_init_fills_every_parameter_and_buffer(model_configs, name):
 
 def test_a_seed_is_a_model_and_twins_share_what_they_share(model):
     def state(**settings):
-        return model(scale=1.0, **settings).state_dict()
+        return model(**settings).state_dict()
 
     dense, again, other, sparse = state(), state(), state(seed=1), state(experts=4)
     assert all(torch.equal(dense[name], again[name]) for name in dense)
