@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mm1.errors import door
 from mm1.study.lr_law import lr_law
-from mm1.study.quickstart import quickstart
+from mm1.study.quickstart import WORLDS, quickstart
 from mm1.study.report import compare
 
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path, help="raw corpus laid out as docs/data.md says; default: scenes, generated"
     )
     main_job.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (%(default)s)")
-    main_job.add_argument("--worlds", type=int, default=6000, help="worlds that scenes draws (%(default)s)")
+    main_job.add_argument("--worlds", type=int, default=WORLDS, help="worlds that scenes draws (%(default)s)")
     main_job.add_argument("--assert-bar", action="store_true", help="fail unless both models look at the picture")
 
     says = "the report on any two runs, such as a dense model and its MoE twin"

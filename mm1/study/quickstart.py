@@ -18,6 +18,7 @@ from mm1.study.stages import Stage, Stages
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODELS = {"dense": "tiny", "moe": "tiny_moe"}
 NAMES = {"dense": "Dense", "moe": "MoE"}
+WORLDS = 6000
 BAR_POINTS, BAR_QUESTIONS = 20.0, 400
 
 
@@ -25,7 +26,7 @@ def quickstart(
     data: Path | None = None,
     out: Path = Path("runs/quickstart"),
     *,
-    worlds: int = 8000,
+    worlds: int = WORLDS,
     assert_bar: bool = False,
 ) -> None:
     """Run the main job to its report; run it again to go on where it stopped.
