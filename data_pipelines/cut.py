@@ -149,9 +149,9 @@ def _head(text: str, room: int, pieces: _Pieces, part: re.Pattern[str]) -> tuple
     ends, tokens = [], 1
     window = text[: WINDOW * max(room, 1)]
     for match in part.finditer(window):
-        tokens += pieces.count(match[0].rstrip(" "))
-        if tokens > room or match.end() == len(window) < len(text):
+        if tokens + pieces.count(match[0].rstrip()) > room or match.end() == len(window) < len(text):
             break
+        tokens += pieces.count(match[0].rstrip(" "))  # white space counts once something follows it
         ends.append(match.end())
     while ends and pieces.count(text[: ends[-1]].strip()) + 1 > room:  # together they may take more than one by one
         ends.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.cut import Items, Limits, cut
@@ -36,6 +36,7 @@ def positions(items: Items, limits: Limits) -> int:
 
 
 @given(ITEMS.map(document), LIMITS)
+@example(document(["漢字。 \n \n red"]), Limits(16, 1, 1))  # the first word fits without the white space after it
 @settings(max_examples=150, deadline=None)
 def test_nothing_is_lost_and_every_piece_fits(items: Items, limits: Limits) -> None:
     pieces, lost = cut(items, TOKENIZER, limits)
