@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from mm1.template import turn
 
 settings.register_profile("mm1", derandomize=True)  # what fails, fails every time and for everybody
 settings.load_profile("mm1")
+
+# A shell that starts tests in the background has them ignore Ctrl-C; those about Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COLOURS = ("red", "green", "blue", "black", "yellow")
 ROW_TOKENS, IMAGE_TOKENS, IMAGE_PX, VOCABULARY = 96, 4, 28, 340
