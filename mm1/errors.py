@@ -78,5 +78,6 @@ def _without_loop(error: BaseException) -> str:
 
 
 def _refused(error: OSError) -> str:
-    where, why = error.filename or "a file", error.strerror or str(error)
+    where = error.filename2 or error.filename or "a file"  # of two, the one that was to be written
+    why = error.strerror or str(error)
     return f"{where} cannot be used ({why}); expected a path that can be read and written; what was finished is kept"

@@ -145,9 +145,9 @@ class Plan:
             UserError: The state belongs to another corpus, mixture or seed.
         """
         for key, expected in self._identity().items():
-            if state[key] != expected:
+            if state.get(key) != expected:
                 raise UserError(
-                    f"the checkpoint was written with {key} = {state[key]}, this run has {expected}; documents "
+                    f"the checkpoint was written with {key} = {state.get(key)}, this run has {expected}; documents "
                     f"would be repeated or skipped: restore {_SETTING_OF[key]}, or start anew with --init_from"
                 )
         self.taken, self.booked = list(state["taken"]), list(state["booked"])

@@ -81,6 +81,8 @@ def test_what_the_system_refuses_is_said_with_its_path(tmp_path: Path, capsys: p
     assert message.startswith(f"error: {tmp_path}/file/run cannot be used (Not a directory); expected a path")
     message = told(lambda: (tmp_path / "file").read_text()[:0] or Path("/dev/full").write_text("x"), 2, capsys)
     assert "(No space left on device)" in message
+    message = told(lambda: (tmp_path / "file").replace(tmp_path / "no folder" / "file"), 2, capsys)
+    assert message.startswith(f"error: {tmp_path}/no folder/file cannot be used (No such file or directory)")
 
 
 def test_a_user_s_fault_and_ctrl_c_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
