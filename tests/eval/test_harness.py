@@ -155,7 +155,7 @@ def test_a_benchmark_that_is_not_there_is_refused_before_anything_is_asked(data:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (Settings(shots=(0, 2), max_positions=45), r"prompt of \d+ positions .* expected at most 45"),
+        (replace(SETTINGS, max_positions=90), r"prompt of \d+ positions .* expected at most 90"),
         (Settings(shots=(0, 4)), "4 shots for question"),
     ],
 )
