@@ -51,7 +51,7 @@ class Recipe:
         images_per_row: Most pictures of a row.
         rows_per_step: Rows of a global batch.
         seed: Decides the order of documents.
-        look_ahead: Documents that wait to be packed.
+        look_ahead: Documents that wait to be packed; more of them fill rows better, and the realised mix lags further.
     """
 
     corpus: Path

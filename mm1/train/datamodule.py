@@ -28,7 +28,7 @@ class MM1Data(lightning.LightningDataModule):
         images_per_row: Most pictures of a row.
         rows_per_step: Rows of an optimizer step, over all ranks and micro-batches.
         seed: Decides the order of documents.
-        look_ahead: Documents that wait to be packed.
+        look_ahead: Documents that wait to be packed; more of them fill rows better, and the realised mix lags further.
         val_rows: Most validation rows of a source.
         val_batch_rows: Rows of a validation batch.
         workers: Processes that fetch ahead; 0 fetches in the training process.
