@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -55,3 +57,15 @@ def test_a_killed_process_is_a_sentence_not_a_hang() -> None:
 def test_an_error_of_the_function_comes_through() -> None:
     with pytest.raises(UserError, match="value 0"):
         list(ordered(complain, range(3), 2))
+
+
+def test_workers_end_with_a_parent_that_was_killed() -> None:
+    code = "import sys; from data_pipelines.workers import ordered; [print(x) for x in ordered(str, sys.stdin, 3)]"
+    with subprocess.Popen([sys.executable, "-uc", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(b"a line\n" * 20 * CHUNK)
+        parent.stdin.flush()
+        assert parent.stdout.readline() == b"a line\n"
+        parent.kill()
+        parent.communicate(timeout=20)  # a worker that lived on would keep the pipe open
