@@ -56,6 +56,9 @@ def _main() -> None:
     whole = parser()
     arguments = whole.parse_args(underscored(sys.argv[1:]))
     command = arguments.command
+    for kind in ("captions", "vqa", "icl") if command == "run" else ():
+        if not isinstance(arguments.run[kind], Namespace):
+            raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
     {"run": _run, "ask": _ask, "score": _score}[command](whole.instantiate(arguments)[command])
 
 

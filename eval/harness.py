@@ -61,15 +61,18 @@ class Benchmarks:
     Args:
         data: Data folder laid out as docs/data.md says.
         settings: What is asked, and how.
+
+    Raises:
+        UserError: Anything wrong with data or settings, before anything is trained.
     """
 
     def __init__(self, data: str, settings: Settings | None = None) -> None:
         self.data, self.settings = data, settings or Settings()
-        self._tasks: list[Task] = []
+        self.settings.check()
+        self._tasks = chosen_tasks(data, self.settings)
 
     def __call__(self, model: MM1, tokenizer: Tokenizer) -> dict[str, float]:
         """Scores named ``<task>/<shots>`` and ``<task>/<shots>/blind``, and ``mean`` of the sighted ones."""
-        self._tasks = self._tasks or chosen_tasks(self.data, self.settings)
         training = model.training
         try:
             found = evaluate(model.eval(), tokenizer, self._tasks, self.settings, Answers(None, ""))

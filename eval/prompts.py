@@ -77,12 +77,14 @@ class Settings:
         Raises:
             UserError: Which one, and what it lacks.
         """
+        _given(self, may_lack=("limit",))
         if not self.shots or not self.arms:
             raise UserError(f"shots is {list(self.shots)} and arms {list(self.arms)}; expected at least one of each")
         at_least(0, {"shots": min(self.shots), "features_mb": self.features_mb})
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
         for kind in ("captions", "vqa", "icl"):
             prompt = getattr(self, kind)
+            _given(prompt, f"{kind}.")
             at_least(1, {f"{kind}.max_new_tokens": prompt.max_new_tokens})
             if "" in prompt.stop:
                 raise UserError(f"{kind}.stop is {list(prompt.stop)}; expected no empty text, which ends every answer")
@@ -103,6 +105,13 @@ class Settings:
     def prompt(self, kind: Kind) -> Prompt:
         """The prompt of a kind of benchmark."""
         return {"captions": self.captions, "vqa": self.vqa, "icl": self.icl}[kind]
+
+
+def _given(values: Prompt | Settings, where: str = "", may_lack: Sequence[str] = ()) -> None:
+    """Refuse a null in a YAML, which the parser lets through."""
+    for name, value in vars(values).items():
+        if value is None and name not in may_lack:
+            raise UserError(f"{where}{name} is null; expected a value, or the line left out")
 
 
 def document(

@@ -12,14 +12,14 @@ class UserError(ValueError):
     """A fault that the user can mend. The message says what was found, what was expected, and which setting."""
 
 
-def at_least(least: float, settings: Mapping[str, float]) -> None:
-    """Refuse numbers that are too small, by the names that users set them by.
+def at_least(least: float, settings: Mapping[str, float | None]) -> None:
+    """Refuse numbers that are too small or not there, by the names that users set them by.
 
     Raises:
         UserError: The first of them.
     """
     for name, value in settings.items():
-        if not value >= least:  # so that nan is too small as well
+        if value is None or not value >= least:  # so that nan is too small as well
             raise UserError(f"{name} is {value}; expected at least {least}")
 
 

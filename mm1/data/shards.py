@@ -111,6 +111,10 @@ class ShardSet:
         """Text tokens (begin and end among them) and pictures of sample ``i``; positions are text + pictures x N."""
         return int(self._texts[i]), int(self._images[i])
 
+    def path(self, i: int) -> Path:
+        """The tar that sample ``i`` is in."""
+        return self.paths[self._places[i]]
+
     def __getitem__(self, i: int) -> Sample:
         if not 0 <= i < len(self):
             raise IndexError(i)
@@ -122,7 +126,8 @@ class ShardSet:
         try:
             return _sample(json.loads(document), pictures)
         except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise UserError(f"sample {i} of {self.paths[self._places[i]]} is damaged ({error!r}): {DAMAGED}") from None
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"sample {i} of {self.path(i)} is damaged ({why:.80}): {DAMAGED}") from None
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         if shard not in self._open:

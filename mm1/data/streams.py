@@ -239,7 +239,8 @@ class Reader:
         try:
             return piece.source, name, document, [prepare(data, self.recipe.image_spec) for data in document.images]
         except PictureError as error:
-            raise UserError(f"document {name} of {self.recipe.corpus} is damaged ({error}): {DAMAGED}") from None
+            path = self.shards[piece.source].path(piece.index)
+            raise UserError(f"document {name} in {path} is damaged ({error}): {DAMAGED}") from None
 
 
 class Windows(IterableDataset[list[Batch]]):

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from mm1.errors import UserError, at_least, door, underscored
+from mm1.errors import UserError, at_least, door, sentence, underscored
 from mm1.model.stored import read
 from mm1.runs import Run
 from mm1.train.callbacks import Progress, StopOnNaN, WatchSight
@@ -107,7 +107,10 @@ class Door(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the model without memory; :meth:`Objective.configure_model` gives it some."""
-        self.config_init = self.parser.instantiate(self.config, instantiators=[(_on_meta, nn.Module, True)])
+        try:
+            self.config_init = self.parser.instantiate(self.config, instantiators=[(_on_meta, nn.Module, True)])
+        except ValueError as error:  # what a constructor refuses; inside a union jsonargparse wraps it in its own words
+            raise UserError(sentence(error)) from None
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         self.trainer = self.instantiate_trainer()
 
@@ -122,7 +125,7 @@ class Door(LightningCLI):
         callbacks = [folder, metrics, Progress(), StopOnNaN(), WatchSight(), *given, Describe(model), save]
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError) as error:
             raise UserError(f"Lightning refuses the settings under trainer: {error}") from None
 
     def fit(self, **arguments: Any) -> None:

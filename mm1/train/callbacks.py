@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mm1.batch import Batch
 from mm1.data.tokenizer import Tokenizer
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.model.mm1 import MM1
 from mm1.runs import Run
 from mm1.train.metrics import Metrics
@@ -86,6 +86,7 @@ class Evaluate(AfterSteps):
     """
 
     def __init__(self, evaluator: Evaluator, every_n_steps: int = 1000) -> None:
+        at_least(1, {"every_n_steps": every_n_steps})
         self.evaluator, self.every_n_steps = evaluator, every_n_steps
 
     def after_step(self, trainer: lightning.Trainer, module: Objective, step: int, last: bool) -> None:

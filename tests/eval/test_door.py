@@ -62,6 +62,10 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
         (["ask", "CKPT", "What?", "--max_new_tokens", "0"], "max_new_tokens is 0; expected at least 1"),
         (["ask", "CKPT", "What?", "--max_new_token", "many"], "max_new_tokens: Expected an int. Got value: many"),
         (["run", "CKPT", "--data", "DATA", "--shots", "two"], "shots: Expected a tuple. Got value: two"),
+        (
+            ["run", "CKPT", "--data", "DATA", "--config", "DATA/null.yaml"],
+            "vqa is None; expected template, stop and max",
+        ),
         (["rnu", "CKPT"], "invalid choice: 'rnu'"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl is no file"),
         (["score", "DATA"], "is no file; expected an answers.jsonl"),
@@ -71,6 +75,7 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
 def test_what_a_user_gets_wrong_is_one_sentence(
     words: list[str], message: str, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
+    (data / "null.yaml").write_text("vqa: null\n")
     words = [word.replace("CKPT", str(checkpoint)).replace("DATA", str(data)) for word in words]
     monkeypatch.setattr(sys, "argv", ["mm1-eval", *words])
     with pytest.raises(SystemExit) as exit:

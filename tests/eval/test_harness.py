@@ -181,12 +181,16 @@ def test_benchmarks_inside_training_leave_the_model_as_it_was(model: MM1, tokeni
     assert benchmarks(model, tokenizer) == scores
 
 
-def test_a_training_yaml_can_name_benchmarks_and_change_single_settings() -> None:
+def test_a_training_yaml_can_name_benchmarks_and_change_single_settings(data: Path) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--evaluator", type=Callable[[MM1, Tokenizer], dict[str, float]])
     given = {
         "class_path": "eval.harness.Benchmarks",
-        "init_args": {"data": "d", "settings": {"limit": 5, "shots": [0]}},
+        "init_args": {"data": str(data), "settings": {"limit": 5, "shots": [0]}},
     }
     made = parser.instantiate(parser.parse_object({"evaluator": given})).evaluator
-    assert (made.data, made.settings) == ("d", Settings(limit=5, shots=(0,)))
+    assert (made.data, made.settings) == (str(data), Settings(limit=5, shots=(0,)))
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        Benchmarks("nowhere")
+    with pytest.raises(UserError, match="limit is 0"):
+        Benchmarks(str(data), Settings(limit=0))

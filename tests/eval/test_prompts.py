@@ -58,6 +58,8 @@ def test_a_context_stands_before_the_picture_asked_about() -> None:
         (replace(Settings(), icl=Prompt(max_new_tokens=0)), r"icl\.max_new_tokens is 0; expected at least 1"),
         (replace(Settings(), icl=Prompt(stop=("\n", ""))), r"icl\.stop is \['\\n', ''\]; expected no empty text"),
         (replace(Settings(), shots=(0, -1)), "shots is -1; expected at least 0"),
+        (replace(Settings(), icl=Prompt(stop=None)), r"icl\.stop is null; expected a value, or the line left out"),
+        (replace(Settings(), tasks=None), "tasks is null; expected a value"),
         (replace(Settings(), shots=()), r"shots is \[\] .*; expected at least one of each"),
         (replace(Settings(), limit=0), "limit is 0; expected at least 1"),
         (replace(Settings(), features_mb=-1), "features_mb is -1; expected at least 0"),

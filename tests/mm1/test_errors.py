@@ -62,6 +62,8 @@ def test_numbers_that_are_too_small_are_named() -> None:
     at_least(0, {"data.workers": 0, "data.seed": 4})
     with pytest.raises(UserError, match=r"^data\.seed is -1; expected at least 0$"):
         at_least(0, {"data.workers": 0, "data.seed": -1})
+    with pytest.raises(UserError, match=r"^threads is None"):
+        at_least(1, {"threads": None})
     with pytest.raises(UserError, match=r"^rate is nan"):
         at_least(0, {"rate": math.nan})
 

@@ -184,3 +184,18 @@ def test_a_workers_error_is_still_one_sentence(recipe: Recipe, make_corpus, tmp_
     with pytest.raises(UserError, match=r"^document \S+ has \d+ positions") as error:
         steps(replace(recipe, corpus=broken, row_tokens=400), 1, workers=1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named_in_training_and_validation(recipe: Recipe, tmp_path: Path, workers: int) -> None:
+    broken = replace(recipe, corpus=tmp_path / "corpus")
+    shutil.copytree(recipe.corpus, broken.corpus)
+    for path in broken.corpus.glob("captions/*.tar"):
+        path.write_bytes(path.read_bytes().replace(b"IHDR", b"IHDX"))
+    told = (
+        r"^document captions/\d+ in .*corpus/captions/{}-000000\.tar is damaged \(picture does not decode\): delete it"
+    )
+    with pytest.raises(UserError, match=told.format("train")):
+        steps(broken, 1, workers=workers)
+    with pytest.raises(UserError, match=told.format("val")):
+        list(Loader(HeldOut(broken, rows=9, batch_rows=2, rank=0, ranks=1, threads=1), workers))

@@ -55,6 +55,18 @@ def test_a_wrong_key_is_named(corpus: Path, tmp_path: Path, flags: list[str], to
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def evaluator(model: object, tokenizer: object) -> dict[str, float]:
+    return {}
+
+
+EVALUATE = [
+    {
+        "class_path": "mm1.train.callbacks.Evaluate",
+        "init_args": {"evaluator": f"{__name__}.evaluator", "every_n_steps": 0},
+    }
+]
+
+
 def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     *parents, last = path.split("/")
     node = tree
@@ -97,6 +109,12 @@ def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("trainer/log_every_n_steps", 0, r"trainer\.log_every_n_steps is 0; expected at least 1"),
         ("save_every_n_steps", 0, r"save_every_n_steps is 0; expected at least 1"),
         ("threads", 0, r"threads is 0; expected at least 1"),
+        ("trainer/devices", "many", r"Lightning refuses the settings under trainer: .*devices"),
+        (
+            "trainer/callbacks",
+            EVALUATE,
+            r"^every_n_steps is 0; expected at least 1",
+        ),
         ("init_from", "/nowhere.ckpt", r"/nowhere\.ckpt does not exist"),
     ],
 )
