@@ -51,12 +51,14 @@ def sentence(error: BaseException) -> str:
     keys = re.findall(_KEY, text)
     lines = [line.strip("- ") for line in re.sub(_KEY, "", text).splitlines()]
     fault = "; ".join(line for line in lines if line and not line.startswith(_NOISE))
-    fault = re.sub(r"<class '(\w+)'>", r"\1", re.sub(_CALLABLE, "", fault)).replace("Expected a int", "Expected an int")
+    fault = re.sub(r"<class '(\w+)'>", r"\1", re.sub(_ADVICE, "", fault)).replace("Expected a int", "Expected an int")
     return f"{'.'.join(keys)}: {fault}" if keys else fault
 
 
 _KEY = r'Parser key "([^"]+)"(?: element \d+)?: ?'
-_CALLABLE = r"Type \S.+ expects a function or a callable class: |\. Got value: Namespace\(.*\)"
+_ADVICE = (
+    r"Type \S.+ expects a function or a callable class: |\. Got value: Namespace\(.*\)|; Not a valid subclass of .*"
+)
 _NOISE = (
     "Problem with given class_path",
     "Does not validate against any",

@@ -113,7 +113,7 @@ def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         (
             "trainer/callbacks",
             EVALUATE,
-            r"^every_n_steps is 0; expected at least 1",
+            r"^every_n_steps is 0; expected at least 1$",
         ),
         ("init_from", "/nowhere.ckpt", r"/nowhere\.ckpt does not exist"),
     ],
