@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from mm1.errors import door, underscored
+from mm1.errors import UserError, door, underscored
 
 
 def scenes(folder: Path, *, worlds: int = 10_000, test_worlds: int = 160, image_px: int = 64, seed: int = 0) -> None:
@@ -25,18 +25,24 @@ def scenes(folder: Path, *, worlds: int = 10_000, test_worlds: int = 160, image_
     write(folder, worlds=worlds, test_worlds=test_worlds, image_px=image_px, seed=seed)
 
 
-def tokenizer(*, data: Path, out: Path, vocabulary: int = 2048) -> None:
-    """Train a sentencepiece tokenizer on the train text of a raw corpus.
+def tokenizer(*, out: Path, data: Path | None = None, vocabulary: int = 2048, take: Path | None = None) -> None:
+    """Train a sentencepiece tokenizer on the train text of a raw corpus, or take the one of a trained model.
 
     Args:
-        data: Raw corpus folder (docs/data.md).
-        out: Corpus folder; the file is tokenizer.model.
-        vocabulary: Number of token ids.
+        out: Corpus folder; the file is tokenizer.model, or tokenizer.json where a taken one is Hugging Face's.
+        data: Raw corpus folder (docs/data.md) to train on.
+        vocabulary: Number of token ids to train.
+        take: Instead of training: a model folder (ours or in Hugging Face layout), a *.ckpt, or a tokenizer's file.
     """
-    from data_pipelines.train_tokenizer import train_tokenizer
+    from data_pipelines.train_tokenizer import take_tokenizer, train_tokenizer
 
-    trained = train_tokenizer(data, out, vocabulary)
-    print(f"{out}/tokenizer.model: {trained.vocabulary} ids, fingerprint {trained.fingerprint}")
+    if take is not None and data is None:
+        made = take_tokenizer(take, out)
+    elif data is not None and take is None:
+        made = train_tokenizer(data, out, vocabulary)
+    else:
+        raise UserError(f"--data is {data} and --take is {take}; expected one of both, to train or to take from")
+    print(f"{out}/{made.file_name}: {made.vocabulary} ids, fingerprint {made.fingerprint}")
 
 
 def shards(
@@ -60,7 +66,7 @@ def shards(
 
     Args:
         data: Raw corpus folder (docs/data.md).
-        out: Corpus folder, with its tokenizer.model.
+        out: Corpus folder, with its tokenizer.
         row_tokens: Positions of a row; a longer document is cut.
         tokens_per_image: Positions of a picture, as the connector makes them.
         images_per_row: The most pictures of a row.

@@ -30,7 +30,7 @@ from data_pipelines.sources import Draft, Rejection, Source, scored_pictures, so
 from data_pipelines.workers import ordered
 from mm1.data.fingerprint import Known
 from mm1.data.shards import DAMAGED, FORMAT, ShardWriter, read_index
-from mm1.data.tokenizer import Tokenizer
+from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import UserError, at_least
 from mm1.runs import read_object, write_json
 from mm1.sample import Text
@@ -126,7 +126,7 @@ class Tally:
 
 
 def build(data: Path, out: Path, settings: Settings, *, strict: bool = False, workers: int = 1) -> dict[str, Any]:
-    """Write the shards of a raw corpus beside ``out/tokenizer.model``; returns the manifest.
+    """Write the shards of a raw corpus beside the tokenizer in ``out``; returns the manifest.
 
     Args:
         data: Raw corpus folder.
@@ -145,9 +145,7 @@ def build(data: Path, out: Path, settings: Settings, *, strict: bool = False, wo
         raise UserError(f"{data} holds nothing to train on; expected {RAW}")
     if data == out.resolve():
         raise UserError(f"{out} is the raw corpus itself; expected another folder for the shards")
-    if not (out / "tokenizer.model").exists():
-        raise UserError(f"{out}/tokenizer.model does not exist; run mm1-data tokenizer with the same folders first")
-    tokenizer = Tokenizer(out / "tokenizer.model")
+    tokenizer = Tokenizer(find(out))
     scored = scored_pictures(data)
     about = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, **asdict(settings)}
     base = _hash([about, strict, [_stat(path) for path in scored]])

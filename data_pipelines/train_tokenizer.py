@@ -1,13 +1,12 @@
-"""Train a tokenizer on the train text of every stream of a raw corpus."""
+"""A corpus's tokenizer: trained on the train text of every stream of a raw corpus, or taken from a model."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.sources import Rejection, sources
-from mm1.data.tokenizer import Tokenizer, train
+from mm1.data.tokenizer import Tokenizer, find, from_hf, put, train
 from mm1.errors import UserError
 from mm1.sample import Text
 
@@ -33,9 +32,24 @@ def train_tokenizer(data: Path, out: Path, vocabulary: int) -> Tokenizer:
     """
     if not data.is_dir():
         raise UserError(f"{data} is no folder; expected a raw corpus (docs/data.md), see --data")
-    tokenizer = Tokenizer.from_bytes(train(lines(data), vocabulary))
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "tokenizer.model.tmp"
-    temporary.write_bytes(tokenizer.proto)
-    os.replace(temporary, out / "tokenizer.model")
-    return tokenizer
+    return put(out, train(lines(data), vocabulary))
+
+
+def take_tokenizer(path: Path, out: Path) -> Tokenizer:
+    """Put the tokenizer of a model into ``out``, its bytes as the model has them where the model is one of ours.
+
+    Args:
+        path: A model folder (ours or in Hugging Face layout), a corpus, a ``*.ckpt`` or a tokenizer's file.
+        out: Corpus folder.
+
+    Raises:
+        UserError: There is no tokenizer, or one that cannot be used.
+    """
+    if path.suffix == ".ckpt":
+        from mm1.model.stored import read  # needs torch
+
+        return put(out, read(path).tokenizer)
+    if path.is_dir() and (path / "tokenizer.json").is_file() and (path / "config.json").is_file():
+        path = path / "tokenizer.json"  # some models of others come with a sentencepiece file as well
+    file = find(path) if path.is_dir() else path
+    return put(out, from_hf(file) if file.suffix == ".json" else Tokenizer(file).proto)

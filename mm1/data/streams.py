@@ -33,7 +33,7 @@ from mm1.data.image import PictureError, prepare
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit, amount, furthest_behind, shares_of
 from mm1.data.pack import Piece, next_row, to_batch
 from mm1.data.shards import DAMAGED, ShardSet
-from mm1.data.tokenizer import Tokenizer
+from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import UserError
 from mm1.sample import Sample
 
@@ -208,7 +208,7 @@ class Reader:
 
     def __init__(self, recipe: Recipe, split: str, threads: int) -> None:
         self.recipe = recipe
-        self.tokenizer = Tokenizer(recipe.corpus / "tokenizer.model")
+        self.tokenizer = Tokenizer(find(recipe.corpus))
         self.names = tuple(recipe.shares)
         self.shards = [ShardSet(recipe.corpus, name, split) for name in self.names]
         self.pool = ThreadPoolExecutor(max_workers=max(1, threads))

@@ -1,47 +1,68 @@
-"""The only address of sentencepiece: text to ids and back, and training a vocabulary.
+"""Text to ids and back behind one contract: a sentencepiece model, ours by default, or a Hugging Face tokenizer.
 
-Byte-pair pieces with byte fallback over text as it is (identity normalisation), digits one by one, a newline always its
-own token, so that any text survives the way there and back (Kudo and Richardson 2018; MM1's own vocabulary is
-unpublished). One exception: U+2581, which sentencepiece uses for the space, comes back as a space.
+A tokenizer is one bytes value that travels in corpora, model folders and checkpoints: a sentencepiece proto, or the
+JSON of Hugging Face ``tokenizers`` with one more key (:mod:`mm1.data.hf_tokenizer`). The first character tells them
+apart.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
-import re
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-import sentencepiece
-
+from mm1.data import hf_tokenizer, sentencepiece_tokenizer
+from mm1.data.hf_tokenizer import HuggingFace, from_hf
+from mm1.data.sentencepiece_tokenizer import BOS, EOS, PAD, PICTURE, UNK, SentencePiece, train
 from mm1.errors import UserError
 
-PAD, BOS, EOS, UNK = range(4)
+__all__ = ["BOS", "EOS", "PAD", "PICTURE", "UNK", "Codec", "Tokenizer", "find", "from_hf", "grow", "put", "train"]
+
+FILES = ("tokenizer.model", "tokenizer.json")
+
+
+class Codec(Protocol):
+    """What both kinds can do: sizes and control ids as :class:`Tokenizer` has them."""
+
+    vocabulary: int
+    bos: int
+    eos: int
+    pad: int
+    image: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; a ``ValueError`` where UTF-8 cannot spell it."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ``ids``; control tokens say nothing."""
 
 
 class Tokenizer:
-    """A sentencepiece model, ours or one of another language model.
+    """A vocabulary of either kind.
 
     Args:
-        path: The ``.model`` file.
+        path: ``tokenizer.model`` or ``tokenizer.json``.
 
     Attributes:
         proto: The file's bytes, as a checkpoint carries them.
+        file_name: What the file is called in a folder.
         vocabulary: Number of ids.
-        bos, eos, pad: Ids of the control tokens; ``pad`` is the unknown token's where a model has none.
+        bos, eos, pad: Ids of the control tokens; ``pad`` is another token's where a model has none.
+        image: Id of the token that stands for a picture in other formats, or None (:func:`grow`); no text becomes it.
         fingerprint: Names the vocabulary; equal where and only where ``proto`` is.
 
     Raises:
-        UserError: The file is missing, is no sentencepiece model, or lacks begin and end tokens.
+        UserError: The file is missing, is of neither kind, or lacks begin and end tokens.
     """
 
     def __init__(self, path: str | Path) -> None:
         try:
             proto = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"{path} is not readable ({error.strerror}); expected a sentencepiece model") from None
+            raise UserError(f"{path} is not readable ({error.strerror}); expected a tokenizer") from None
         self._load(proto, str(path))
 
     @classmethod
@@ -52,18 +73,11 @@ class Tokenizer:
         return tokenizer
 
     def _load(self, proto: bytes, where: str) -> None:
-        try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=proto or b"\0")  # no bytes would pass
-        except RuntimeError:
-            raise UserError(f"{where} is no sentencepiece model; write one with mm1-data tokenizer") from None
+        self._codec: Codec = HuggingFace(proto, where) if _is_json(proto) else SentencePiece(proto, where)
         self.proto = proto
-        self.vocabulary: int = self._pieces.get_piece_size()
-        self.bos: int = self._pieces.bos_id()
-        self.eos: int = self._pieces.eos_id()
-        if min(self.bos, self.eos) < 0:
-            raise UserError(f"{where} has begin id {self.bos} and end id {self.eos}; expected a model that has both")
-        pad = self._pieces.pad_id()
-        self.pad: int = pad if pad >= 0 else self._pieces.unk_id()
+        self.file_name = FILES[_is_json(proto)]
+        self.vocabulary, self.image = self._codec.vocabulary, self._codec.image
+        self.bos, self.eos, self.pad = self._codec.bos, self._codec.eos, self._codec.pad
         self._count = functools.lru_cache(maxsize=2048)(lambda text: len(self.encode(text)))
         self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]
 
@@ -77,8 +91,8 @@ class Tokenizer:
             UserError: Half a surrogate pair stands in it, as bytes that are no UTF-8 leave it on a command line.
         """
         try:
-            return self._pieces.encode(text)
-        except RuntimeError:
+            return self._codec.encode(text)
+        except ValueError:
             raise UserError(f"{text!r:.60} is no Unicode text; expected one that UTF-8 can spell") from None
 
     def count(self, text: str) -> int:
@@ -86,62 +100,40 @@ class Tokenizer:
         return self._count(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``; control tokens say nothing."""
-        return self._pieces.decode(list(ids))
+        """Text of ``ids``; control tokens say nothing. Ids that end inside a character end in U+FFFD."""
+        return self._codec.decode(list(ids))
 
 
-def train(lines: Iterable[str], vocabulary: int) -> bytes:
-    """Train a vocabulary; the same lines in the same order give the same bytes.
+def grow(proto: bytes, tokens: Sequence[str] = (PICTURE,)) -> bytes:
+    """The tokenizer with control tokens added behind its last id; those that it has already keep their ids."""
+    return (hf_tokenizer.grown if _is_json(proto) else sentencepiece_tokenizer.grown)(proto, tokens)
 
-    Args:
-        lines: Text without newlines, one stretch each.
-        vocabulary: Number of ids, with 4 control tokens, the newline and 256 bytes among them.
 
-    Returns:
-        The model's bytes, for :meth:`Tokenizer.from_bytes` or a file.
+def find(folder: Path) -> Path:
+    """The tokenizer's file in a corpus or a model folder.
 
     Raises:
-        UserError: There is no text, or it cannot fill the vocabulary (with the largest size that it fills), or the
-            vocabulary cannot hold the text's characters (with the smallest size that does).
+        UserError: There is none, or one of each kind.
     """
-    if not 0 < vocabulary < 1 << 24:
-        raise UserError(f"vocabulary is {vocabulary}; expected a number of ids such as 2048 or 32000")
-    proto = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            # The trainer skips lines with tabs, which it uses itself; at encoding a tab is its byte.
-            sentence_iterator=(line.replace("\t", " ") for line in lines),
-            model_writer=proto,
-            model_type="bpe",
-            vocab_size=vocabulary,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            required_chars="0123456789",
-            user_defined_symbols=["\n"],
-            max_sentence_length=1 << 20,
-            pad_id=PAD,
-            bos_id=BOS,
-            eos_id=EOS,
-            unk_id=UNK,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise UserError(_reason(str(error), vocabulary)) from None
-    return proto.getvalue()
+    there = [folder / name for name in FILES if (folder / name).is_file()]
+    if not there:
+        raise UserError(f"{folder} holds no {' or '.join(FILES)}; run mm1-data tokenizer with --out {folder} first")
+    if len(there) > 1:
+        raise UserError(f"{folder} holds {' and '.join(FILES)}; expected one: remove the one it was not written with")
+    return there[0]
 
 
-def _reason(message: str, vocabulary: int) -> str:
-    if largest := re.search(r"value <= (\d+)", message):
-        limit = largest[1]
-        return f"this text fills at most {limit} ids, not {vocabulary}: set vocabulary to {limit} or less"
-    if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        limit = smallest[1]
-        return (
-            f"the characters of this text alone take {limit} ids, not {vocabulary}: set vocabulary to {limit} or more"
-        )
-    if "sentences_.empty" in message:
-        return "there is no text to train a tokenizer on; expected a corpus folder with captions, documents or text"
-    return f"sentencepiece cannot train a vocabulary of {vocabulary}: {message}"
+def put(folder: Path, proto: bytes) -> Tokenizer:
+    """Write a tokenizer into a folder, in place of the one that is there."""
+    tokenizer = Tokenizer.from_bytes(proto)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{tokenizer.file_name}.tmp"
+    temporary.write_bytes(proto)
+    for name in {*FILES} - {tokenizer.file_name}:
+        (folder / name).unlink(missing_ok=True)
+    os.replace(temporary, folder / tokenizer.file_name)
+    return tokenizer
+
+
+def _is_json(proto: bytes) -> bool:
+    return proto[:1] == b"{"  # a sentencepiece proto begins with a newline, the tag of its first piece

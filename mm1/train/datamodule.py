@@ -12,7 +12,7 @@ from mm1.batch import Batch, ImageSpec
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit
 from mm1.data.shards import ShardSet, read_manifest
 from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows, check_fits
-from mm1.data.tokenizer import Tokenizer
+from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import UserError, at_least
 
 
@@ -77,7 +77,7 @@ class MM1Data(lightning.LightningDataModule):
             UserError: They do not fit.
         """
         manifest = read_manifest(self.recipe.corpus)
-        self.tokenizer = Tokenizer(self.recipe.corpus / "tokenizer.model")
+        self.tokenizer = Tokenizer(find(self.recipe.corpus))
         check_corpus(manifest, self.tokenizer, self.recipe)
         Plan(self.recipe)
         for name in self.recipe.shares:

@@ -61,7 +61,7 @@ class Objective(lightning.LightningModule):
         ids, entries = data.tokenizer.vocabulary, self.model.decoder.vocabulary
         if ids > entries:
             raise UserError(
-                f"{data.recipe.corpus}/tokenizer.model has {ids} ids, the decoder's vocabulary {entries} entries; "
+                f"the tokenizer of {data.recipe.corpus} has {ids} ids, the decoder's vocabulary {entries} entries; "
                 f"expected at least as many (model.model.decoder.init_args.vocabulary)"
             )
 

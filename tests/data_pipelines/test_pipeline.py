@@ -285,7 +285,7 @@ def test_settings_that_cannot_be_are_named(wrong: dict[str, Any], message: str) 
 def test_folders_that_are_not_there_are_named(raw: Path, out: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds nothing to train on; expected captions/, interleaved/, text/ or sft/"):
         build(tmp_path / "nowhere", out, SMALL)
-    with pytest.raises(UserError, match=r"tokenizer\.model does not exist; run mm1-data tokenizer"):
+    with pytest.raises(UserError, match=r"holds no tokenizer\.model or tokenizer\.json; run mm1-data tokenizer"):
         build(raw, tmp_path / "empty", SMALL)
     with pytest.raises(UserError, match="is the raw corpus itself"):
         build(raw, raw, SMALL)

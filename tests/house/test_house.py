@@ -22,7 +22,8 @@ ADDRESSES = {
     "open_clip": ["mm1/model/vision.py"],
     "timm": ["mm1/model/vision.py", "mm1/model/connector.py"],
     "webdataset": ["mm1/data/shards.py"],
-    "sentencepiece": ["mm1/data/tokenizer.py", "data_pipelines/train_tokenizer.py"],
+    "sentencepiece": ["mm1/data/sentencepiece_tokenizer.py"],
+    "tokenizers": ["mm1/data/hf_tokenizer.py"],
     "transformers": ["mm1/interop/"],
     "matplotlib": ["mm1/study/"],
 }
