@@ -17,6 +17,7 @@ from eval.prompts import Settings
 from eval.scores import rescore, table
 from eval.store import read_answers
 from mm1.errors import UserError, door, underscored
+from mm1.infer.assistant import Dtype
 from mm1.runs import read_scores, write_json
 
 
@@ -32,6 +33,7 @@ def parser() -> ArgumentParser:
     running.add_argument("--data", type=str, required=True, help="folder with captions_eval/, vqa/, icl/")
     running.add_argument("--out", type=str | None, default=None, help="default: eval/<config> in the run folder")
     running.add_argument("--device", type=str, default="cpu")
+    running.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
     running.add_argument("--config", action="config", help="such as configs/eval/fewshot.yaml")
     running.add_class_arguments(Settings)
     asking = ArgumentParser(description="Ask a model about pictures.")
@@ -42,6 +44,7 @@ def parser() -> ArgumentParser:
     asking.add_argument("--template", type=Literal["chat", "none"], default="chat", help="none: text as it is")
     asking.add_argument("--max_new_tokens", type=int, default=64)
     asking.add_argument("--device", type=str, default="cpu")
+    asking.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
     scoring = ArgumentParser(description="Score stored answers again, without the model.")
     scoring.add_argument("answers", type=str, help="an answers.jsonl")
     whole = ArgumentParser(prog="mm1-eval", description=__doc__, exit_on_error=False)
@@ -67,7 +70,7 @@ def _run(arguments: Namespace) -> None:
     settings = Settings(**{name: arguments[name] for name in names})
     settings.check()
     checkpoint = Path(arguments.checkpoint)
-    assistant = mm1.load(checkpoint, device=arguments.device)
+    assistant = mm1.load(checkpoint, device=arguments.device, dtype=arguments.dtype)
     configs = arguments.get("config") or []
     name = Path(str(configs[-1])).stem if configs else "fewshot"
     out = Path(arguments.out) if arguments.out else default_out(checkpoint, name)
@@ -80,7 +83,7 @@ def _ask(arguments: Namespace) -> None:
     *pictures, question = arguments.pictures_and_question
     if os.path.isfile(question):  # as a path, a question can be too long even to ask
         raise UserError(f"the last argument is the file {question}; expected the question there, in quotes")
-    assistant = mm1.load(arguments.checkpoint, device=arguments.device)
+    assistant = mm1.load(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
     print(assistant.generate(pictures, question, arguments.max_new_tokens, template=arguments.template))
 
 

@@ -7,16 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from eval.fewshot import Demonstrations, blind
-from eval.pictures import read
-from eval.prompts import Settings, document, spell
+from eval.fewshot import Demonstrations
+from eval.fewshot import blind as swapped
+from eval.pictures import blank, read
+from eval.prompts import Item, Settings, document, spell
 from eval.scores import FORMAT, of_task
 from eval.store import Answer, Answers, fingerprint, key
 from eval.task import Query, Scorer, Task, discover
@@ -36,10 +37,10 @@ class Job:
     Args:
         task: Whose question.
         shots: Number of demonstrations.
-        arm: ``sighted`` or ``blind``.
+        arm: ``sighted``, ``blind`` or ``blank``.
         query: The question as it is.
         asked: The question as it is shown, with another picture in the blind arm.
-        demonstrations: What stands before it.
+        demonstrations: What stands before it; at 0 shots they come without their pictures.
     """
 
     task: Task
@@ -53,6 +54,11 @@ class Job:
     def key(self) -> tuple[str, int, str, str]:
         """What its answer is stored under."""
         return self.task.name, self.shots, self.arm, self.query.id
+
+    def prompt(self, settings: Settings, read: Callable[[Path], bytes]) -> list[Item]:
+        """The document to go on from; in the blank arm ``read`` is never called."""
+        look = blank if self.arm == "blank" else read
+        return document(self.asked, self.demonstrations, self.task.kind, settings, look, text_only=self.shots == 0)
 
 
 class Benchmarks:
@@ -72,7 +78,7 @@ class Benchmarks:
         self._tasks = chosen_tasks(data, self.settings)
 
     def __call__(self, model: MM1, tokenizer: Tokenizer) -> dict[str, float]:
-        """Scores named ``<task>/<shots>`` and ``<task>/<shots>/blind``, and ``mean`` of the sighted ones."""
+        """Scores named ``<task>/<shots>``, other arms with ``/blind`` or ``/blank``; ``mean`` of the sighted ones."""
         training = model.training
         try:
             found = evaluate(model.eval(), tokenizer, self._tasks, self.settings, Answers(None, ""))
@@ -82,10 +88,10 @@ class Benchmarks:
             f"{name}/{shots}{suffix}": at[arm]
             for name, task in found.items()
             for shots, at in task["shots"].items()
-            for arm, suffix in (("sighted", ""), ("blind", "/blind"))
+            for arm, suffix in (("sighted", ""), ("blind", "/blind"), ("blank", "/blank"))
             if at[arm] is not None
         }
-        sighted = [score for name, score in scores.items() if not name.endswith("/blind")]
+        sighted = [score for name, score in scores.items() if not name.endswith(("/blind", "/blank"))]
         return scores | ({"mean": sum(sighted) / len(sighted)} if sighted else {})
 
 
@@ -105,9 +111,12 @@ def run(
     tasks = chosen_tasks(data, settings)
     speed = ("batch_positions", "features_mb")
     asked = {name: value for name, value in asdict(settings).items() if name not in speed}
-    answers = Answers(out, fingerprint(FORMAT, asked, identity(checkpoint), [asdict(task) for task in tasks]))
+    answers = Answers(
+        out, fingerprint(FORMAT, asked, identity(checkpoint), dtype(model), [asdict(task) for task in tasks])
+    )
     found = evaluate(model, tokenizer, tasks, settings, answers, progress=True)
-    scores = {"format": FORMAT, "checkpoint": str(checkpoint), "settings": asdict(settings), "tasks": found}
+    about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype(model)}
+    scores = {**about, "settings": asdict(settings), "tasks": found}
     write_json(out / "scores.json", scores)
     return scores
 
@@ -167,12 +176,18 @@ def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
 def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
     """All that is asked of one task, demonstrations chosen; made-up words bring their own."""
     demonstrations = Demonstrations(task, settings.seed)
-    other = blind(task, settings.seed) if "blind" in settings.arms else {}
-    for shots in settings.shots if task.kind != "icl" else (0,):
+    other = swapped(task, settings.seed) if "blind" in settings.arms else {}
+    own = task.kind == "icl"
+    for shots in (0,) if own else settings.shots:
         for query in task.queries:
-            shown = demonstrations.of(query, shots)
+            shown = demonstrations.of(query, shots or (0 if own else settings.text_only_demonstrations))
             for arm in settings.arms:
-                yield Job(task, shots, arm, query, query if arm == "sighted" else other[query.id], shown)
+                yield Job(task, shots, arm, query, other[query.id] if arm == "blind" else query, shown)
+
+
+def dtype(model: MM1) -> str:
+    """The type of the decoder's weights, such as ``bfloat16``."""
+    return str(model.decoder.norm.weight.dtype).removeprefix("torch.")
 
 
 def identity(checkpoint: Path) -> list[Any]:
@@ -185,13 +200,13 @@ def identity(checkpoint: Path) -> list[Any]:
 def _check_lengths(engine: Engine, jobs: list[Job], settings: Settings) -> None:
     """Refuse the first prompt that does not fit now, and not after hours of answers to shorter ones."""
     for job in jobs:
-        items = document(job.asked, job.demonstrations, job.task.kind, settings, lambda picture: b"")
+        items = job.prompt(settings, lambda picture: b"")
         spoken = [len(engine.tokenizer.encode(choice)) for choice in job.asked.choices]
         engine.check(items, max(spoken, default=settings.prompt(job.task.kind).max_new_tokens))
 
 
 def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Scorer) -> Iterator[Answer]:
-    prompts = [document(job.asked, job.demonstrations, job.task.kind, settings, read) for job in jobs]
+    prompts = [job.prompt(settings, read) for job in jobs]
     prompt = settings.prompt(jobs[0].task.kind)
     free = [at for at, job in enumerate(jobs) if not job.asked.choices]
     closed = [at for at, job in enumerate(jobs) if job.asked.choices]
@@ -211,7 +226,7 @@ def _record(job: Job, prompt: str, answer: str, scorer: Scorer) -> Answer:
         "arm": job.arm,
         "id": job.query.id,
         "image": str(job.query.picture),
-        "shown": str(job.asked.picture),
+        "shown": "" if job.arm == "blank" else str(job.asked.picture),
         "question": job.query.question,
         "prompt": prompt,
         "answer": answer,

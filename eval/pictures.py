@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from functools import cache, lru_cache
 from pathlib import Path
 
+import PIL.Image
+
 from mm1.data.image import PictureError, decode
 from mm1.errors import UserError
+
+GREY = (128, 128, 128)
 
 
 @lru_cache(maxsize=2048)
@@ -23,6 +28,18 @@ def read(path: Path) -> bytes:
     except PictureError as error:
         raise UserError(f"{path} is not readable ({error}); expected the file of a picture") from None
     return data
+
+
+def blank(path: Path) -> bytes:
+    """The same grey picture for every path: what a model is shown that shall see nothing."""
+    return _grey()
+
+
+@cache
+def _grey() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (64, 64), GREY).save(file, "PNG")
+    return file.getvalue()
 
 
 @cache

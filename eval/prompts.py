@@ -2,6 +2,8 @@
 
 plain    <image>Question: q Short answer: a<image>Question: q Short answer:          a model before instruction tuning
 chat     <image> User: q\\nAssistant: a</s><image> User: q\\nAssistant:               a model after it
+
+A demonstration without its picture is the same text alone, in either style; of a chat it is a turn about nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from mm1.sample import Image, Text
 from mm1.template import turn
 
 Item = Text | Image
+Arm = Literal["sighted", "blind", "blank"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,11 @@ class Settings:
         icl: Made-up words.
         separator: What follows a demonstration.
         shots: Numbers of demonstrations.
-        arms: ``sighted`` shows the picture asked about, ``blind`` another one in its place.
+        text_only_demonstrations: Demonstrations that come without their pictures, at 0 shots only: they show the form
+            of an answer and nothing to look at (two of them are Flamingo's convention, section 3.2 of its paper, and
+            that of MM1's 0-shot rows).
+        arms: ``sighted`` shows the picture asked about, ``blind`` another one in its place, ``blank`` a grey one in the
+            place of every picture, which is how a model is asked that was trained without pictures.
         tasks: Only these benchmarks; all that the data folder holds if empty.
         limit: At most so many questions a benchmark, chosen by the seed; all if null.
         seed: Of demonstrations, of the questions chosen, and of the blind arm's swaps.
@@ -63,7 +70,8 @@ class Settings:
     icl: Prompt = field(default_factory=Prompt)
     separator: str = ""
     shots: tuple[int, ...] = (0, 4, 8)
-    arms: tuple[Literal["sighted", "blind"], ...] = ("sighted", "blind")
+    text_only_demonstrations: int = 0
+    arms: tuple[Arm, ...] = ("sighted", "blind")
     tasks: tuple[str, ...] = ()
     limit: int | None = None
     seed: int = 0
@@ -80,7 +88,8 @@ class Settings:
         _given(self, may_lack=("limit",))
         if not self.shots or not self.arms:
             raise UserError(f"shots is {list(self.shots)} and arms {list(self.arms)}; expected at least one of each")
-        at_least(0, {"shots": min(self.shots), "features_mb": self.features_mb})
+        none = ("text_only_demonstrations", "features_mb")
+        at_least(0, {"shots": min(self.shots), **{name: getattr(self, name) for name in none}})
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
         for kind in ("captions", "vqa", "icl"):
             prompt = getattr(self, kind)
@@ -115,10 +124,26 @@ def _given(values: Prompt | Settings, where: str = "", may_lack: Sequence[str] =
 
 
 def document(
-    query: Query, demonstrations: Sequence[Query], kind: Kind, settings: Settings, read: Callable[[Path], bytes]
+    query: Query,
+    demonstrations: Sequence[Query],
+    kind: Kind,
+    settings: Settings,
+    read: Callable[[Path], bytes],
+    text_only: bool = False,
 ) -> list[Item]:
-    """The whole prompt: demonstrations with their answers, the query's own context, the query without its answer."""
+    """The whole prompt: demonstrations with their answers, the query's own context, the query without its answer.
+
+    Args:
+        query: What is asked.
+        demonstrations: What stands before it, without their pictures if ``text_only``.
+        kind: Which prompt of the settings it is asked with.
+        settings: All wording.
+        read: Bytes of a picture.
+        text_only: Whether demonstrations come without their pictures.
+    """
     shown = [item for shot in demonstrations for item in _asked(shot, kind, settings, read, shot.answer)]
+    if text_only:
+        shown = [item for item in shown if isinstance(item, Text)]
     context: list[Item] = [Image(read(item)) if isinstance(item, Path) else Text(item) for item in query.context]
     return [*shown, *context, *_asked(query, kind, settings, read, None)]
 

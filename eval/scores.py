@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from eval.baselines import constant, question_only
 from eval.metrics.interval import interval
+from eval.prompts import Arm
 from eval.store import Answer
 from eval.task import Scorer, Task
 
-FORMAT = 1
+FORMAT = 2  # 1 had neither the blank arm nor differences
+ARMS = get_args(Arm)
+INTERVALS = {"sighted": "interval", "blind": "blind_interval", "blank": "blank_interval"}
 
 
 def of_task(task: Task, answers: Iterable[Answer]) -> dict[str, Any]:
@@ -28,19 +31,15 @@ def of_task(task: Task, answers: Iterable[Answer]) -> dict[str, Any]:
 
 
 def by_shots(answers: Iterable[Answer]) -> dict[str, dict[str, Any]]:
-    """Mean and 95 % interval of both arms by number of shots; None where an arm was not asked."""
-    arms: dict[int, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
+    """Mean and 95 % interval of every arm by number of shots; None where an arm was not asked."""
+    found: dict[int, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
     for answer in answers:
-        arms[answer["shots"]][answer["arm"]].append(answer)
+        found[answer["shots"]][answer["arm"]].append(answer)
     table = {}
-    for shots, found in sorted(arms.items()):
-        sighted, sighted_interval = _mean(found["sighted"])
-        blind, blind_interval = _mean(found["blind"])
-        table[str(shots)] = {
-            "sighted": sighted,
-            "blind": blind,
-            "interval": sighted_interval,
-            "blind_interval": blind_interval,
+    for shots, of in sorted(found.items()):
+        means = {arm: _mean(of[arm]) for arm in ARMS}
+        table[str(shots)] = {arm: mean for arm, (mean, _) in means.items()} | {
+            INTERVALS[arm]: ends for arm, (_, ends) in means.items()
         }
     return table
 

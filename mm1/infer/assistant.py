@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import PIL.Image
 import torch
@@ -20,6 +20,7 @@ from mm1.sample import Image, Text
 from mm1.template import turn
 
 Picture = str | Path | bytes | PIL.Image.Image
+Dtype = Literal["bfloat16", "float32"]
 
 
 class Assistant:
@@ -68,12 +69,21 @@ class Assistant:
         return answer
 
 
-def load_assistant(path: str | Path, device: str = "cpu") -> Assistant:
+def load_assistant(path: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Assistant:
     """Open a training checkpoint or an exported folder.
+
+    Args:
+        path: The checkpoint or folder.
+        device: Where the model runs.
+        dtype: Type of its weights; None keeps that of the file. In bfloat16 activations and the cache are bfloat16 too,
+            the residual stream among them, while norms, softmax, routers and the choice among logits are computed in
+            float32, as in training under autocast.
 
     Raises:
         UserError: The path is no checkpoint of ours, does not fit its own config, or the device does not exist.
     """
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise UserError(f"dtype is {dtype!r}; expected {' or '.join(get_args(Dtype))}")
     found = stored.read(path)
     try:
         target = torch.device(device)
@@ -82,6 +92,10 @@ def load_assistant(path: str | Path, device: str = "cpu") -> Assistant:
         raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]:.100}); try cpu") from None
     tokenizer = Tokenizer.from_bytes(found.tokenizer)
     model = found.model().to(target)
+    if dtype is not None:
+        mean_C11, std_C11 = model.mean_C11, model.std_C11
+        model.to(getattr(torch, dtype))
+        model.mean_C11, model.std_C11 = mean_C11, std_C11  # a mean of 8 bits would shift all pictures
     if tokenizer.vocabulary > model.decoder.vocabulary:
         raise UserError(
             f"{path} has a tokenizer of {tokenizer.vocabulary} entries for a decoder of {model.decoder.vocabulary}; "

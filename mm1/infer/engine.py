@@ -9,7 +9,8 @@
        <s> I I b c       segment 1 1 1 1 1 1 ..
 
 5. a row ends at the end token, at a stop string, or at its last token; once half the rows have ended, the cache
-   is cut down to those that go on.
+   is cut down to those that go on. The device is waited for once a token. Spelling hundreds of answers takes as long
+   as deciding their next token, so stop strings are looked for every fourth time; what was said beyond one is cut off.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,15 +35,17 @@ from mm1.sample import Image, Text
 Prompt = Sequence[Text | Image]
 
 ENCODED_AT_ONCE = 64  # pictures; bounds the encoder's memory, not what is remembered
+SPELLED_EVERY = 4  # tokens
 
 
 @dataclass
 class Row:
-    """One answer in the making."""
+    """One answer in the making: its ids, how many of them are spelled, as what, and whether it has ended."""
 
-    index: int
-    tokens: list[int]
+    tokens: list[int] = field(default_factory=list)
+    spelled: int = 0
     text: str = ""
+    ended: bool = False
 
 
 class Engine:
@@ -144,34 +147,48 @@ class Engine:
         tokens_BT, segments_BT, positions_BT = self._pad(encoded)
         cache = decoder.new_cache(len(encoded), tokens_BT.shape[1] + new)
         x_BTD = self.model.embed(tokens_BT, self._features.of(encoded))
-        rows = [Row(at, []) for at in range(len(encoded))]
-        answers = rows
+        answers = rows = [Row() for _ in encoded]
         for step in range(new):
             hidden_BD = decoder(x_BTD, segments_BT, positions_BT, cache).hidden_BTD[:, -1]
             next_B = decoder.logits(hidden_BD)[:, : self.tokenizer.vocabulary].argmax(dim=-1)
-            going = [self._goes_on(row, token, stop) for row, token in zip(rows, next_B.tolist(), strict=True)]
-            if step + 1 == new or not any(going):
+            self._add(rows, next_B.tolist(), stop, spell=(step + 1) % SPELLED_EVERY == 0)
+            going = [at for at, row in enumerate(rows) if not row.ended]
+            if step + 1 == new or not going:
                 break
             positions_B1 = positions_BT[:, -1:] + 1
-            if sum(going) * 2 <= len(rows):
-                keep = torch.tensor([at for at, goes in enumerate(going) if goes], device=next_B.device)
-                cache = _rows_of(cache, keep)
-                rows, next_B, positions_B1 = [rows[at] for at in keep.tolist()], next_B[keep], positions_B1[keep]
+            if len(going) * 2 <= len(rows):
+                keep = torch.tensor(going, device=next_B.device)
+                cache, next_B, positions_B1 = _rows_of(cache, keep), next_B[keep], positions_B1[keep]
+                rows = [rows[at] for at in going]
             x_BTD, positions_BT = decoder.embedding(next_B)[:, None], positions_B1
             segments_BT = torch.ones_like(positions_BT)
+        for row in answers:
+            self._spell(row, stop)
         return [row.text.strip() for row in answers]
 
-    def _goes_on(self, row: Row, token: int, stop: Sequence[str]) -> bool:
-        """Add a token to an answer; a row that has ended stays as it is and says so again."""
-        if token == self.tokenizer.eos or (row.tokens and row.tokens[-1] == self.tokenizer.eos):
-            row.tokens = [self.tokenizer.eos]
-            return False
-        row.tokens.append(token)
+    def _add(self, rows: list[Row], tokens: list[int], stop: Sequence[str], spell: bool) -> None:
+        """Add a token to every answer that has not ended."""
+        for row, token in zip(rows, tokens, strict=True):
+            if not row.ended and token == self.tokenizer.eos:
+                row.ended = True
+            elif not row.ended:
+                row.tokens.append(token)
+                if spell and stop:
+                    self._spell(row, stop)
+
+    def _spell(self, row: Row, stop: Sequence[str]) -> None:
+        """Bring an answer's text up to its tokens; it ends before the first stop string that a token completes."""
+        if row.spelled == len(row.tokens):
+            return
+        first, row.spelled = row.spelled + 1, len(row.tokens)
         row.text = self.tokenizer.decode(row.tokens)
-        cuts = [at for at in (row.text.find(mark) for mark in stop) if at >= 0]
-        if cuts:
-            row.text, row.tokens = row.text[: min(cuts)], [self.tokenizer.eos]
-        return not cuts
+        if not any(mark in row.text for mark in stop):
+            return
+        for count in range(first, len(row.tokens) + 1):
+            text = self.tokenizer.decode(row.tokens[:count])
+            if cuts := [at for at in (text.find(mark) for mark in stop) if at >= 0]:
+                row.text, row.ended = text[: min(cuts)], True
+                return
 
     @torch.inference_mode()
     def _score_batch(self, encoded: list[Encoded], spoken: list[int]) -> list[float]:

@@ -16,10 +16,12 @@ from jsonargparse import ArgumentParser
 from eval import harness
 from eval.harness import Benchmarks, run
 from eval.prompts import Prompt, Settings
+from mm1.data.image import decode
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.infer.engine import Engine
 from mm1.model.mm1 import MM1
+from mm1.sample import Image
 
 SETTINGS = Settings(shots=(0, 2), captions=Prompt("{image}{answer}", max_new_tokens=4))
 JOBS = 2 * 2 * (6 + 8 + 5) + 2 * 3  # shots x arms x questions, and made-up words without shots
@@ -54,14 +56,15 @@ def test_answers_and_scores_are_written_as_agreed(
     out = tmp_path / "out"
     scores = run(model, tokenizer, checkpoint, data, SETTINGS, out)
     assert json.loads((out / "scores.json").read_text()) == json.loads(json.dumps(scores))
-    assert scores["format"] == 1
+    assert scores["format"] == 2
     assert scores["checkpoint"] == str(checkpoint)
     assert scores["settings"]["shots"] == (0, 2)
     captions, lessons = scores["tasks"]["captions/mini"], scores["tasks"]["icl"]
     assert (captions["metric"], captions["n"]) == ("cider", 6)
     assert "n = 6" in captions["warnings"][0]
     assert captions["shots"].keys() == {"0", "2"}
-    assert captions["shots"]["2"].keys() == {"sighted", "blind", "interval", "blind_interval"}
+    assert captions["shots"]["2"].keys() >= {"sighted", "blind", "blank", "interval", "blind_interval"}
+    assert captions["shots"]["2"]["blank"] is None, "an arm that was not asked"
     assert (lessons["shots"].keys(), lessons["constant"], lessons["question_only"]) == ({"0"}, 50, None)
     answers = lines(out)
     names = "task shots arm id image shown question prompt answer references score"
@@ -83,6 +86,43 @@ def test_the_arms_differ_in_the_querys_picture_alone(
         assert sighted["image"] == sighted["shown"] == blind["image"]
         assert (blind["shown"] == blind["image"]) == (key[0] == "icl")
         assert sighted["prompt"] == blind["prompt"]
+
+
+def test_demonstrations_without_pictures_stand_before_zero_shots_alone(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, text_only_demonstrations=2, separator="\n", tasks=("vqa/daquar", "icl"))
+    scores = run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    assert scores["settings"]["text_only_demonstrations"] == 2
+    spoken = {a["id"]: a for a in lines(tmp_path / "out") if (a["task"], a["arm"]) == ("vqa/daquar", "sighted")}
+    for answer in lines(tmp_path / "out"):
+        if answer["task"] == "icl":
+            assert answer["prompt"].count("Short answer:") == 1, "made-up words bring their own"
+            continue
+        pictures = answer["prompt"].count("<image>")
+        assert (answer["prompt"].count("Short answer:"), pictures) == (3, 1 if answer["shots"] == 0 else 3)
+        assert answer["prompt"].replace("<image>", "") == spoken[answer["id"]]["prompt"].replace("<image>", "")
+
+
+def test_the_blank_arm_sees_one_grey_picture_and_no_other(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[bytes] = set()
+
+    class Watching(Engine):
+        def generate(self, prompts: Any, max_new_tokens: int, stop: Any = ()) -> Any:
+            seen.update(item.data for prompt in prompts for item in prompt if isinstance(item, Image))
+            return super().generate(prompts, max_new_tokens, stop)
+
+    monkeypatch.setattr(harness, "Engine", Watching)
+    settings = replace(SETTINGS, arms=("blank",), tasks=("vqa/daquar", "captions/mini"))
+    scores = run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    [grey] = seen
+    assert decode(grey).getcolors() == [(64 * 64, (128, 128, 128))]
+    assert all(answer["shown"] == "" for answer in lines(tmp_path / "out"))
+    shots = scores["tasks"]["vqa/daquar"]["shots"]["2"]
+    assert shots["sighted"] is shots["blind"] is None
+    assert 0 <= shots["blank_interval"][0] <= shots["blank"] <= shots["blank_interval"][1]
 
 
 def test_a_run_that_was_killed_asks_only_what_is_left(

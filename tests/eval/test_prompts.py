@@ -40,6 +40,24 @@ def test_a_chat_prompt_is_what_instruction_tuning_reads() -> None:
     assert spell(items(QUERY, [SHOT], "vqa", CHAT)) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "kind", "expected"),
+    [
+        (Settings(separator="\n"), "captions", "dog\n<image>"),
+        (
+            Settings(separator="\n"),
+            "vqa",
+            "Question: And this? Short answer: dog\n<image>Question: What is it? Short answer:",
+        ),
+        (CHAT, "vqa", "User: And this?\nAssistant:dog</s><image>User: What is it?\nAssistant:"),
+    ],
+)
+def test_a_text_only_demonstration_is_its_text_alone(settings: Settings, kind: str, expected: str) -> None:
+    found = document(QUERY, [SHOT], kind, settings, lambda path: path.name.encode(), text_only=True)
+    assert spell(found) == expected
+    assert [item.data for item in found if not isinstance(item, Text)] == [b"q.png"]
+
+
 def test_a_context_stands_before_the_picture_asked_about() -> None:
     query = replace(QUERY, context=(Path("a.png"), "This is a dako."))
     assert spell(items(query, [], "icl", Settings())).startswith("<image>This is a dako.<image>Question:")
@@ -58,6 +76,7 @@ def test_a_context_stands_before_the_picture_asked_about() -> None:
         (replace(Settings(), icl=Prompt(max_new_tokens=0)), r"icl\.max_new_tokens is 0; expected at least 1"),
         (replace(Settings(), icl=Prompt(stop=("\n", ""))), r"icl\.stop is \['\\n', ''\]; expected no empty text"),
         (replace(Settings(), shots=(0, -1)), "shots is -1; expected at least 0"),
+        (replace(Settings(), text_only_demonstrations=-1), "text_only_demonstrations is -1; expected at least 0"),
         (replace(Settings(), icl=Prompt(stop=None)), r"icl\.stop is null; expected a value, or the line left out"),
         (replace(Settings(), tasks=None), "tasks is null; expected a value"),
         (replace(Settings(), shots=()), r"shots is \[\] .*; expected at least one of each"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import torch
 
 import mm1
 from mm1.errors import UserError
@@ -70,6 +71,19 @@ def test_a_template_that_is_not_there_is_told(assistant: Assistant) -> None:
 def test_a_device_that_is_not_there_is_told(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match="device 'warp' cannot be used"):
         mm1.load(tiny_checkpoint, device="warp")
+
+
+def test_a_model_runs_in_the_type_it_is_asked_to(tiny_checkpoint: Path, assistant: Assistant) -> None:
+    half = mm1.load(tiny_checkpoint, dtype="bfloat16")
+    assert {value.dtype for value in half.model.parameters()} == {torch.bfloat16}
+    assert half.model.mean_C11.dtype == torch.float32, "a mean of 8 bits would shift every picture"
+    assert isinstance(half.generate([png("red")], "What is this?", 6), str)
+    prompts = [[Image(png("red")), *turn("What is this?")], [Image(png("blue"))]]
+    exact = assistant.engine.score(prompts, ["red circle", "a dako"])
+    assert half.engine.score(prompts, ["red circle", "a dako"]) == pytest.approx(exact, rel=0.02)
+    assert {value.dtype for value in mm1.load(tiny_checkpoint, dtype="float32").model.parameters()} == {torch.float32}
+    with pytest.raises(UserError, match="dtype is 'half'; expected bfloat16 or float32"):
+        mm1.load(tiny_checkpoint, dtype="half")
 
 
 def test_loading_imports_no_lightning(tiny_checkpoint: Path) -> None:

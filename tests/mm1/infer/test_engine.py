@@ -104,6 +104,22 @@ def test_a_stop_string_ends_its_row_and_no_other(model: MM1, tokenizer: Tokenize
     assert stopped[0] != free[0]
 
 
+def test_a_stop_string_ends_a_row_wherever_its_last_token_falls(model: MM1, tokenizer: Tokenizer) -> None:
+    """Text is looked at every few tokens only; what was said beyond the mark by then must not be seen."""
+    engine = Engine(model, tokenizer)
+    for at, whole in enumerate(answers(engine, PROMPTS, 12)):
+        for mark in {whole[start : start + size] for size in (1, 2) for start in range(len(whole))}:
+            stopped = answers(engine, PROMPTS[at : at + 1], 12, stop=("never said", mark))
+            assert stopped == [whole[: whole.index(mark)].strip()]
+
+
+def test_the_mark_that_is_complete_first_ends_an_answer(model: MM1, tokenizer: Tokenizer) -> None:
+    """Of two overlapping marks the one that begins earlier may be complete later, by when the answer has ended."""
+    engine = Engine(model, tokenizer)
+    whole = answers(engine, PROMPTS[:1], 12)[0]
+    assert answers(engine, PROMPTS[:1], 12, stop=(whole[3], whole[1:])) == [whole[: whole.index(whole[3])].strip()]
+
+
 def test_every_distinct_picture_is_encoded_once(model: MM1, tokenizer: Tokenizer) -> None:
     engine = Engine(model, tokenizer, batch_positions=1)
     first = answers(engine, PROMPTS, 4)
