@@ -57,6 +57,7 @@ def shards(
     interpolation: Literal["bicubic", "bilinear"] = "bicubic",
     keep_pictures: bool = False,
     captions_per_image: int = 1,
+    also: tuple[Literal["vqa", "fewshot"], ...] = (),
     val_share: float = 0.02,
     shard_bytes: int = 256_000_000,
     strict: bool = False,
@@ -75,6 +76,7 @@ def shards(
         interpolation: How pictures are resized, that of the model.
         keep_pictures: Store picture files as they are.
         captions_per_image: How many captions of a picture become documents.
+        also: Streams to write beside the usual ones: vqa (answered questions), fewshot (runs of pictures with texts).
         val_share: Share of each stream's documents held out for validation.
         shard_bytes: Size at which a shard is closed.
         strict: Stop at the first thing that is broken instead of counting it.
@@ -92,6 +94,7 @@ def shards(
         interpolation=interpolation,
         keep_pictures=keep_pictures,
         captions_per_image=captions_per_image,
+        also=also,
         val_share=val_share,
         shard_bytes=shard_bytes,
     )

@@ -53,6 +53,7 @@ class Settings:
         interpolation: ``bicubic`` or ``bilinear``.
         keep_pictures: Store the files as they are; every epoch then pays for resizing.
         captions_per_image: How many captions of a picture become documents.
+        also: Streams to write beside the usual ones: ``vqa``, ``fewshot``.
         val_share: Share of each stream's documents held out for validation.
         shard_bytes: Size at which a shard is closed.
     """
@@ -65,6 +66,7 @@ class Settings:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     keep_pictures: bool = False
     captions_per_image: int = 1
+    also: tuple[str, ...] = ()
     val_share: float = 0.02
     shard_bytes: int = 256_000_000
 
@@ -140,14 +142,14 @@ def build(data: Path, out: Path, settings: Settings, *, strict: bool = False, wo
     """
     at_least(1, {"workers": workers})
     data, out = Path(data).resolve(), Path(out)
-    streams = sources(data, settings.captions_per_image)
+    streams = sources(data, settings.captions_per_image, settings.also)
     if not streams:
         raise UserError(f"{data} holds nothing to train on; expected {RAW}")
     if data == out.resolve():
         raise UserError(f"{out} is the raw corpus itself; expected another folder for the shards")
     tokenizer = Tokenizer(find(out))
     scored = scored_pictures(data)
-    about = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, **asdict(settings)}
+    about = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, **asdict(settings), "also": [*settings.also]}
     base = _hash([about, strict, [_stat(path) for path in scored]])
     surveys = {name: survey(readers, settings.val_share, base) for name, readers in streams.items()}
     done = _done(out, surveys)

@@ -12,6 +12,12 @@ from __future__ import annotations
 from mm1.sample import Image, Text
 
 USER = "User: {text}\nAssistant:"
+SHORT = "Question: {question} Short answer:"
+
+
+def short_answer(question: str, answer: str) -> tuple[Text, Text]:
+    """One line of a pre-training document: the question as context, the answer and a newline to learn."""
+    return Text(SHORT.format(question=question), learn=False), Text(f" {answer}\n")
 
 
 def turn(question: str, answer: str | None = None) -> tuple[Text, ...]:

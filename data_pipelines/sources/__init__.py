@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from data_pipelines.sources.base import Draft, Packed, Rejection, Source
 from data_pipelines.sources.captions import Captions
+from data_pipelines.sources.fewshot import CaptionRuns, QuestionRuns
 from data_pipelines.sources.interleaved import Interleaved
+from data_pipelines.sources.questions import Questions
 from data_pipelines.sources.scored import scored_pictures
 from data_pipelines.sources.sft import Conversations
 from data_pipelines.sources.tars import CaptionTars
 from data_pipelines.sources.text import PlainText, TextLines
+from mm1.errors import UserError
 
-KINDS = (Captions, CaptionTars, Interleaved, TextLines, PlainText, Conversations)
+KINDS = (Captions, CaptionTars, Interleaved, TextLines, PlainText, Conversations, Questions, CaptionRuns, QuestionRuns)
 
 __all__ = ["KINDS", "Draft", "Packed", "Rejection", "Source", "scored_pictures", "sources"]
 
 
-def sources(corpus: Path, captions_per_image: int = 1) -> dict[str, list[Source]]:
-    """The readers of a raw corpus folder by stream, those that find files."""
+def sources(corpus: Path, captions_per_image: int = 1, also: Collection[str] = ()) -> dict[str, list[Source]]:
+    """The readers of a raw corpus folder by stream, those that find files.
+
+    Args:
+        corpus: The raw corpus folder.
+        captions_per_image: How many captions of a picture become documents.
+        also: Streams that are read only when asked for, such as ``vqa`` and ``fewshot``.
+
+    Raises:
+        UserError: ``also`` names no such stream.
+    """
+    opt_in = {kind.stream for kind in KINDS if kind.opt_in}
+    if unknown := set(also) - opt_in:
+        raise UserError(f"also names the stream {min(unknown)!r}; expected some of {', '.join(sorted(opt_in))}")
     found: dict[str, list[Source]] = {}
     for kind in KINDS:
         reader = kind(corpus, captions_per_image)
-        if reader.files():
+        if (not kind.opt_in or kind.stream in also) and reader.files():
             found.setdefault(kind.stream, []).append(reader)
     return found

@@ -78,10 +78,16 @@ class Source(ABC):
     Args:
         corpus: The raw corpus folder.
         captions_per_image: For kinds with several texts about one picture, how many of them become documents.
+
+    Attributes:
+        stream: Where its documents go.
+        pattern: Where its files are in the corpus.
+        opt_in: Whether it is read only when asked for.
     """
 
     stream: ClassVar[str]
     pattern: ClassVar[str]
+    opt_in: ClassVar[bool] = False
 
     def __init__(self, corpus: Path, captions_per_image: int = 1) -> None:
         self.corpus, self.captions_per_image = corpus.resolve(), captions_per_image

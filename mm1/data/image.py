@@ -31,7 +31,12 @@ def prepare(data: bytes, spec: ImageSpec) -> Tensor:
     Raises:
         PictureError: The bytes are no picture that can be decoded.
     """
-    picture = scale(decode(data), spec.size_px, spec.resize, spec.interpolation)
+    return square(decode(data), spec)
+
+
+def square(picture: PIL.Image.Image, spec: ImageSpec) -> Tensor:
+    """A decoded picture as uint8[3, S, S]."""
+    picture = scale(picture, spec.size_px, spec.resize, spec.interpolation)
     if picture.size != (spec.size_px, spec.size_px):
         mean = tuple(round(255 * channel) for channel in spec.mean)
         picture = PIL.ImageOps.pad(picture, (spec.size_px, spec.size_px), color=mean)

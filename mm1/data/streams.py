@@ -28,14 +28,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mm1.batch import Batch, ImageSpec, check_placeholders
+from mm1.data.augment import Augment
 from mm1.data.encode import Encoded, encode
-from mm1.data.image import PictureError, prepare
+from mm1.data.image import PictureError, decode, square
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit, amount, furthest_behind, shares_of
 from mm1.data.pack import Piece, next_row, to_batch
 from mm1.data.shards import DAMAGED, ShardSet
 from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import UserError
 from mm1.sample import Sample
+
+GREY = 127
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class Recipe:
         rows_per_step: Rows of a global batch.
         seed: Decides the order of documents.
         look_ahead: Documents that wait to be packed; more of them fill rows better, and the realised mix lags further.
+        augment: How training pictures vary from epoch to epoch; None leaves them as they are.
+        blank: Whether every picture is replaced by a grey one, to train what answers without looking.
     """
 
     corpus: Path
@@ -63,6 +68,8 @@ class Recipe:
     images_per_row: int = 16
     seed: int = 0
     look_ahead: int = 16
+    augment: Augment | None = None
+    blank: bool = False
 
     @property
     def shares(self) -> dict[str, float]:
@@ -211,6 +218,7 @@ class Reader:
         self.tokenizer = Tokenizer(find(recipe.corpus))
         self.names = tuple(recipe.shares)
         self.shards = [ShardSet(recipe.corpus, name, split) for name in self.names]
+        self.augment = recipe.augment if split == "train" else None
         self.pool = ThreadPoolExecutor(max_workers=max(1, threads))
 
     def batch(self, rows: list[list[Piece]]) -> Batch:
@@ -237,10 +245,21 @@ class Reader:
                 f"{self.recipe.corpus} was changed after it was written: write the shards again"
             )
         try:
-            return piece.source, name, document, [prepare(data, self.recipe.image_spec) for data in document.images]
+            pictures = [self._picture(data, piece, number) for number, data in enumerate(document.images)]
+            return piece.source, name, document, pictures
         except PictureError as error:
             path = self.shards[piece.source].path(piece.index)
             raise UserError(f"document {name} in {path} is damaged ({error}): {DAMAGED}") from None
+
+    def _picture(self, data: bytes, piece: Piece, number: int) -> Tensor:
+        spec = self.recipe.image_spec
+        if self.recipe.blank:
+            return torch.full((3, spec.size_px, spec.size_px), GREY, dtype=torch.uint8)
+        picture = decode(data)
+        if self.augment:
+            stream = self.names[piece.source]
+            picture = self.augment(picture, stream, f"{self.recipe.seed}/{stream}/{piece.epoch}/{piece.index}/{number}")
+        return square(picture, spec)
 
 
 class Windows(IterableDataset[list[Batch]]):

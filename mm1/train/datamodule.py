@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 
 from mm1.batch import Batch, ImageSpec
+from mm1.data.augment import Augment
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit
 from mm1.data.shards import ShardSet, read_manifest
 from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows, check_fits
@@ -29,6 +30,8 @@ class MM1Data(lightning.LightningDataModule):
         rows_per_step: Rows of an optimizer step, over all ranks and micro-batches.
         seed: Decides the order of documents.
         look_ahead: Documents that wait to be packed; more of them fill rows better, and the realised mix lags further.
+        augment: Random crops and mirrorings of training pictures; none if not given.
+        blank: Replace every picture by a grey one, to train the baseline that answers from the question alone.
         val_rows: Most validation rows of a source.
         val_batch_rows: Rows of a validation batch.
         workers: Processes that fetch ahead; 0 fetches in the training process.
@@ -47,6 +50,8 @@ class MM1Data(lightning.LightningDataModule):
         images_per_row: int = 16,
         seed: int = 0,
         look_ahead: int = 16,
+        augment: Augment | None = None,
+        blank: bool = False,
         val_rows: int = 64,
         val_batch_rows: int = 8,
         workers: int = 1,
@@ -66,6 +71,8 @@ class MM1Data(lightning.LightningDataModule):
             images_per_row=images_per_row,
             seed=seed,
             look_ahead=look_ahead,
+            augment=augment,
+            blank=blank,
         )
         self.val_rows, self.val_batch_rows, self.workers, self.threads = val_rows, val_batch_rows, workers, threads
         self.state: dict[str, Any] | None = None

@@ -39,6 +39,7 @@ class PartRule:
         lr_scale: Factor on the peak rate.
         weight_decay: Decay of their own; None keeps the optimizer's.
         warmup_steps: Warm-up of their own; None keeps the optimizer's.
+        start_step: Step before which they stand still; warm-up and cosine begin there.
         frozen: Whether they are not trained at all.
     """
 
@@ -46,6 +47,7 @@ class PartRule:
     lr_scale: float = 1.0
     weight_decay: float | None = None
     warmup_steps: int | None = None
+    start_step: int = 0
     frozen: bool = False
 
 
@@ -105,15 +107,18 @@ class AdamW:
             decay = self.weight_decay if rule.weight_decay is None else rule.weight_decay
             decay = decay if decays(name, parameter) else 0.0
             warmup_steps = self.warmup_steps if rule.warmup_steps is None else rule.warmup_steps
-            group = {"params": [], "lr": lr, "weight_decay": decay, "part": part, "warmup_steps": warmup_steps}
-            groups.setdefault((part, lr, decay, warmup_steps), group)["params"].append(parameter)
-        optimizer = torch.optim.AdamW(list(groups.values()), lr=peak, betas=self.betas, eps=self.eps)
-        schedules = [self._schedule(group["warmup_steps"], steps) for group in groups.values()]
+            when = {"warmup_steps": warmup_steps, "start_step": rule.start_step}
+            group = {"params": [], "lr": lr, "weight_decay": decay, "part": part, **when}
+            groups.setdefault((part, lr, decay, *when.values()), group)["params"].append(parameter)
+        fused = all(parameter.is_cuda for group in groups.values() for parameter in group["params"])
+        optimizer = torch.optim.AdamW(list(groups.values()), lr=peak, betas=self.betas, eps=self.eps, fused=fused)
+        schedules = [self._schedule(group["warmup_steps"], group["start_step"], steps) for group in groups.values()]
         return optimizer, LambdaLR(optimizer, schedules)
 
     def _check(self) -> None:
         peak = 0.0 if self.lr == "law" else self.lr
         numbers = {"lr": peak, "weight_decay": self.weight_decay, "eps": self.eps, "warmup_steps": self.warmup_steps}
+        numbers |= {f"parts.{pattern}.start_step": rule.start_step for pattern, rule in self.parts.items()}
         at_least(0, {f"model.optimizer.{name}": value for name, value in numbers.items()})
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"model.optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
@@ -130,11 +135,15 @@ class AdamW:
             rules = [rule for pattern, rule in self.parts.items() if _matches(pattern, part, name)]
             yield part, name, parameter, rules[-1] if rules else PartRule()
 
-    def _schedule(self, warmup_steps: int, steps: int) -> Any:
+    def _schedule(self, warmup_steps: int, start_step: int, steps: int) -> Any:
+        warm = start_step + warmup_steps
+
         def share(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / warmup_steps
-            along = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+            if step < start_step:
+                return 0.0
+            if step < warm:
+                return (step - start_step + 1) / warmup_steps
+            along = min(1.0, (step - warm) / max(1, steps - warm))
             return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * along))
 
         return share
@@ -151,12 +160,12 @@ def check_resumes(found: list[dict[str, Any]], optimizer: torch.optim.Optimizer,
     Raises:
         UserError: The first setting that differs, with both values.
     """
-    kept = ("initial_lr", "weight_decay", "warmup_steps", "betas", "eps")
+    kept = ("initial_lr", "weight_decay", "warmup_steps", "start_step", "betas", "eps")
     ours = optimizer.param_groups
     parts = [[(group["part"], len(group["params"])) for group in groups] for groups in (found, ours)]
     pairs = [("part (with its tensors)", *parts)] if parts[0] != parts[1] else []
     pairs += [
-        (f"{name} of {group['part']}", was[name], group[name])
+        (f"{name} of {group['part']}", was.get(name, 0), group[name])
         for was, group in zip(found, ours, strict=False)
         for name in kept
     ]

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from mm1.batch import IMAGE, Batch, ImageSpec, check_placeholders
-from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows
+from mm1.data.augment import Augment
+from mm1.data.pack import Piece
+from mm1.data.streams import HeldOut, Loader, Plan, Reader, Recipe, Windows
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from tests.conftest import IMAGE_PX, IMAGE_TOKENS, ROW_TOKENS
@@ -199,3 +201,28 @@ def test_a_damaged_picture_is_named_in_training_and_validation(recipe: Recipe, t
         steps(broken, 1, workers=workers)
     with pytest.raises(UserError, match=told.format("val")):
         list(Loader(HeldOut(broken, rows=9, batch_rows=2, rank=0, ranks=1, threads=1), workers))
+
+
+def test_training_pictures_vary_by_epoch_and_held_out_ones_never(recipe: Recipe) -> None:
+    varied = replace(recipe, augment=Augment(area=0.5))
+    plain, other = steps(recipe, 3), steps(varied, 3)
+    assert [batch.documents for [batch] in plain] == [batch.documents for [batch] in other]
+    assert any((a.images_ICHW != b.images_ICHW).any() for [a], [b] in zip(plain, other, strict=True))
+    split = steps(varied, 3, ranks=2, workers=1)
+    assert [rows_of(batches) for batches in split] == [rows_of(batches) for batches in other]
+    reader, pieces = Reader(varied, "train", 1), [Piece(0, epoch, 0, 0, 0) for epoch in range(8)]
+    data = reader.shards[0][0].items[0].data
+    assert len({reader._picture(data, piece, 0).numpy().tobytes() for piece in pieces}) > 4
+    held = [
+        [batch.images_ICHW for batch in HeldOut(r, rows=4, batch_rows=2, rank=0, ranks=1, threads=1)]
+        for r in (recipe, varied)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*held, strict=True))
+
+
+def test_blank_pictures_are_all_the_same_grey(recipe: Recipe) -> None:
+    [[batch]] = steps(replace(recipe, blank=True), 1)
+    [[sighted]] = steps(recipe, 1)
+    assert len(batch.images_ICHW)
+    assert batch.images_ICHW.unique().tolist() == [127]
+    assert batch.tokens_BT.equal(sighted.tokens_BT)

@@ -108,3 +108,28 @@ def test_frozen_means_untouched(model: MM1) -> None:
     optimizer.step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {name for name in before if not name.startswith("vision")}
+
+
+def test_a_part_may_stand_still_at_first(model: MM1) -> None:
+    rules = {"decoder": PartRule(start_step=6, warmup_steps=4), "connector": PartRule(warmup_steps=0)}
+    factory = AdamW(lr=1.0, parts=rules, weight_decay=0.1)
+    curves = rates(factory, model, 24)
+    optimizer, _ = factory(model, 24)
+    [decoder] = {
+        n for n, group in enumerate(optimizer.param_groups) if group["part"] == "decoder" and group["weight_decay"]
+    }
+    curve = [step[decoder] for step in curves]
+    assert curve[:6] == [0.0] * 6
+    assert curve[6:10] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert curve[17] == pytest.approx(0.55)  # half way from step 10 to the end
+    parts = [model.decoder.embedding.weight, next(model.connector.parameters())]
+    before = [parameter.detach().clone() for parameter in parts]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert [torch.equal(parameter, was) for parameter, was in zip(parts, before, strict=True)] == [True, False]
+
+
+def test_a_start_before_the_first_step_is_refused(model: MM1) -> None:
+    with pytest.raises(UserError, match=r"start_step is -1; expected"):
+        AdamW(parts={"decoder": PartRule(start_step=-1)})(model, 10)
