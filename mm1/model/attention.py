@@ -3,7 +3,8 @@
 Three ways compute the same thing, and :func:`attend` picks. A CPU has no backward for flex_attention, so it takes
 scaled-dot-product attention with a boolean mask; a GPU takes flex_attention with a block mask, because a dense mask
 would leave the fast kernels; decoding takes the boolean mask over the cache anywhere.
-Rotary embedding: Su et al. 2021, in the half-split layout of Llama; grouped heads: Ainslie et al. 2023.
+Grouped heads: Ainslie et al. 2023; norms of queries and keys: Dehghani et al. 2023; sliding window: Mistral 7B,
+arXiv 2310.06825.
 """
 
 from __future__ import annotations
@@ -11,44 +12,59 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from mm1.model.rope import rotate
+
 Mask: TypeAlias = "Tensor | BlockMask"
 
 
-def document_mask(segments_BT: Tensor) -> Mask:
-    """Who may look at whom in packed rows, built once per batch and shared by all layers.
+def document_mask(segments_BT: Tensor, window: int | None = None) -> Mask:
+    """Who may look at whom in packed rows, built once per batch and shared by all layers of the same ``window``.
 
-    The row of :mod:`mm1.batch`, ``x`` = may look; padding looks at padding, so that no row of the mask is empty::
+    The row of :mod:`mm1.batch`, ``x`` = may look, on the right with a window of 2; padding looks at padding, so that
+    no row of the mask is empty::
 
-        segments  1 1 1 1 2 0
-              1   x
-              1   x x
-              1   x x x
-              1   x x x x
-              2           x
-              0             x
+        segments  1 1 1 1 2 0       1 1 1 1 2 0
+              1   x                 x
+              1   x x               x x
+              1   x x x               x x
+              1   x x x x               x x
+              2           x                 x
+              0             x                 x
     """
     if not segments_BT.is_cuda:
-        return causal_mask(segments_BT, segments_BT, 0)
-
-    def same_document(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (segments_BT[row, query] == segments_BT[row, key])
-
+        return causal_mask(segments_BT, segments_BT, 0, window)
     rows, tokens = segments_BT.shape
-    return _compiled(create_block_mask)(same_document, rows, None, tokens, tokens, device=segments_BT.device)
+    may_look = same_document(segments_BT, window)
+    return _compiled(create_block_mask)(may_look, rows, None, tokens, tokens, device=segments_BT.device)
 
 
-def causal_mask(queries_BT: Tensor, keys_BT: Tensor, first: int) -> Tensor:
+def same_document(segments_BT: Tensor, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The same rule for one pair of places, as flex_attention wants it.
+
+    A window counts places of the row, which are positions of the document because a document stands in one piece.
+    """
+
+    def may_look(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = (query >= key) & (segments_BT[row, query] == segments_BT[row, key])
+        return seen if window is None else seen & (query - key < window)
+
+    return may_look
+
+
+def causal_mask(queries_BT: Tensor, keys_BT: Tensor, first: int, window: int | None = None) -> Tensor:
     """bool[B, 1, queries, keys] from the segments of both; query 0 stands at position ``first`` of the keys."""
     queries, keys = queries_BT.shape[1], keys_BT.shape[1]
-    earlier = torch.ones(queries, keys, dtype=torch.bool, device=keys_BT.device).tril(first)
-    return (earlier & (queries_BT[:, :, None] == keys_BT[:, None, :])).unsqueeze(1)
+    near = torch.ones(queries, keys, dtype=torch.bool, device=keys_BT.device).tril(first)
+    if window is not None:
+        near = near.triu(first - window + 1)
+    return (near & (queries_BT[:, :, None] == keys_BT[:, None, :])).unsqueeze(1)
 
 
 def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask) -> Tensor:
@@ -63,20 +79,6 @@ def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask) -> Tensor
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled on first use: without it flex_attention holds all scores, and on a CPU it is never needed."""
     return torch.compile(function)
-
-
-def rotary(positions_BT: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, 1, T, K / 2] of the rotation at each position, in fp32; once per batch for all layers."""
-    exponents = torch.arange(0, head_width, 2, device=positions_BT.device, dtype=torch.float32) / head_width
-    angles = positions_BT[:, None, :, None].float() * base**-exponents
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (k, k + K / 2) of every head by their angles."""
-    cos, sin = cos.to(x_BHTK.dtype), sin.to(x_BHTK.dtype)
-    left, right = x_BHTK.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 @dataclass
@@ -104,11 +106,11 @@ class KVCache:
         self.values_LBGTK[layer, :, :, self.length : end] = v_BGTK
         return self.keys_LBGTK[layer, :, :, :end], self.values_LBGTK[layer, :, :, :end]
 
-    def mask(self, segments_BT: Tensor) -> Tensor:
+    def mask(self, segments_BT: Tensor, window: int | None = None) -> Tensor:
         """Note the segments of new positions and return who of them may look at what is stored."""
         end = self.length + segments_BT.shape[1]
         self.segments_BT[:, self.length : end] = segments_BT
-        return causal_mask(segments_BT, self.segments_BT[:, :end], self.length)
+        return causal_mask(segments_BT, self.segments_BT[:, :end], self.length, window)
 
 
 class Attention(nn.Module):
@@ -116,26 +118,55 @@ class Attention(nn.Module):
 
     Args:
         width: Decoder width D.
-        heads: Query heads H; D / H is the head width.
+        heads: Query heads H.
         kv_heads: Key-value heads G, a divisor of H.
+        head_width: Head width K.
+        bias: Whether query, key and value projections have biases, or the output's as well (``all``).
+        qk_norm: RMSNorm of queries and keys before they are turned: over each head or over all heads at once.
+        norm_eps: Epsilon of these norms.
+        clip: Largest absolute value of queries, keys and values.
     """
 
-    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        *,
+        bias: Literal["none", "qkv", "all"] = "none",
+        qk_norm: Literal["none", "head", "full"] = "none",
+        norm_eps: float = 1e-5,
+        clip: float | None = None,
+    ) -> None:
         super().__init__()
-        self.head_width = width // heads
-        self.q = nn.Linear(width, heads * self.head_width, bias=False)
-        self.k = nn.Linear(width, kv_heads * self.head_width, bias=False)
-        self.v = nn.Linear(width, kv_heads * self.head_width, bias=False)
-        self.o = nn.Linear(heads * self.head_width, width, bias=False)
+        self.head_width, self.clip = head_width, clip
+        self.q = nn.Linear(width, heads * head_width, bias=bias != "none")
+        self.k = nn.Linear(width, kv_heads * head_width, bias=bias != "none")
+        self.v = nn.Linear(width, kv_heads * head_width, bias=bias != "none")
+        self.o = nn.Linear(heads * head_width, width, bias=bias == "all")
+        self.q_norm: nn.RMSNorm | None = None
+        self.k_norm: nn.RMSNorm | None = None
+        if qk_norm != "none":
+            normed = (heads, kv_heads) if qk_norm == "full" else (1, 1)
+            self.q_norm, self.k_norm = (nn.RMSNorm(n * head_width, eps=norm_eps) for n in normed)
 
     def forward(
         self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """Mix positions; with a ``cache``, ``x_BTD`` is only the new ones and ``layer`` says whose keys are meant."""
-        q_BHTK, k_BGTK, v_BGTK = (
-            project(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2) for project in (self.q, self.k, self.v)
-        )
+        q_BHTK, k_BGTK = self._heads(self.q, self.q_norm, x_BTD), self._heads(self.k, self.k_norm, x_BTD)
         q_BHTK, k_BGTK = rotate(q_BHTK, *rotation), rotate(k_BGTK, *rotation)
+        v_BGTK = self._heads(self.v, None, x_BTD)
         if cache is not None:
             k_BGTK, v_BGTK = cache.append(layer, k_BGTK, v_BGTK)
         return self.o(attend(q_BHTK, k_BGTK, v_BGTK, mask).transpose(1, 2).flatten(2))
+
+    def _heads(self, project: nn.Linear, norm: nn.RMSNorm | None, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] -> [B, heads, T, K]: projected, normed, clipped, split."""
+        y_BTX = project(x_BTD)
+        if norm is not None:  # over as many numbers as it has weights: those of a head, or all
+            y_BTX = norm(y_BTX.unflatten(-1, (-1, norm.weight.numel()))).flatten(-2).to(y_BTX.dtype)
+        if self.clip is not None:
+            y_BTX = y_BTX.clamp(-self.clip, self.clip)
+        return y_BTX.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

@@ -1,26 +1,29 @@
 """The language model: a causal transformer with RMSNorm, rotary positions and SwiGLU, dense or MoE every n-th layer.
 
-Norms, activation and vocabulary of MM1's decoder are unpublished; these are the defaults of the framework it was
-trained in, and those of Llama, so that open weights fit (shapes: docs of configs/model).
+Norms, activation and vocabulary of MM1's decoder are unpublished; the defaults are those of the framework it was
+trained in, and of Llama (shapes: docs of configs/model). The options are where open models differ from Llama, so that
+their weights fit: Mistral, Qwen 2 and 3, OLMo 2, SmolLM, Mixtral, OLMoE, Qwen3-MoE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mm1.errors import UserError, at_least
-from mm1.model.attention import Attention, KVCache, Mask, document_mask, rotary
+from mm1.model.attention import Attention, KVCache, Mask, document_mask
 from mm1.model.ffn import SwiGLU
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.router import RouterStats
+from mm1.model.rope import Rope
+from mm1.model.shape import ARGS, head_shape, sparse_layers, windows
 
 
 @dataclass
@@ -37,12 +40,20 @@ class Output:
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy and added back."""
+    """Attention, then feed-forward; each is added back, normalised ``before`` it reads or ``after`` it has answered."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, ffn: SwiGLU | MoE, norm_eps: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        attention: Attention,
+        ffn: SwiGLU | MoE,
+        norm_eps: float,
+        norm_place: Literal["before", "after"] = "before",
+    ) -> None:
         super().__init__()
+        self.before = norm_place == "before"
         self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
-        self.attention = Attention(width, heads, kv_heads)
+        self.attention = attention
         self.ffn_norm = nn.RMSNorm(width, eps=norm_eps)
         self.ffn = ffn
 
@@ -56,12 +67,12 @@ class Layer(nn.Module):
         layer: int = 0,
     ) -> tuple[Tensor, RouterStats | None]:
         """One layer; the second value is the router's, None where the feed-forward is dense."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation, mask, cache, layer)
-        normed_BTD = self.ffn_norm(x_BTD)
-        if isinstance(self.ffn, MoE):
-            y_BTD, stats = self.ffn(normed_BTD, valid_BT)
-            return x_BTD + y_BTD, stats
-        return x_BTD + self.ffn(normed_BTD), None
+        read_BTD = self.attention_norm(x_BTD) if self.before else x_BTD
+        y_BTD = self.attention(read_BTD, rotation, mask, cache, layer)
+        x_BTD = x_BTD + (y_BTD if self.before else self.attention_norm(y_BTD))
+        read_BTD = self.ffn_norm(x_BTD) if self.before else x_BTD
+        y_BTD, stats = self.ffn(read_BTD, valid_BT) if isinstance(self.ffn, MoE) else (self.ffn(read_BTD), None)
+        return x_BTD + (y_BTD if self.before else self.ffn_norm(y_BTD)), stats
 
 
 class Decoder(nn.Module):
@@ -71,13 +82,22 @@ class Decoder(nn.Module):
         vocabulary: Token ids.
         width: Width D.
         layers: Layers L.
-        heads: Query heads; the head width is ``width / heads``.
+        heads: Query heads.
         ffn_width: Inner width of every feed-forward layer, dense or expert.
         kv_heads: Key-value heads, a divisor of ``heads``; as many as ``heads`` if not given.
+        head_width: Head width K, ``width / heads`` if not given.
+        attention_bias: Which projections of attention have biases: none, all but the output's, or all four.
+        qk_norm: RMSNorm of queries and keys, over each head (Qwen 3) or over all at once (``full``: OLMo 2).
+        clip_qkv: Largest absolute value of queries, keys and values (OLMoE); no limit if not given.
+        window_tokens: How many positions a position sees, its own included; its whole document if not given.
+        windowed_layers: Layers, counted from 0, that ``window_tokens`` is for; all of them if not given.
         moe: Makes a sparse layer of (width, ffn_width); None for a dense decoder.
         moe_every: Every n-th layer is sparse: layers n - 1, 2n - 1, ... counted from 0.
+        dense_layers: Layers that stay dense although ``moe_every`` falls on them (Qwen3-MoE).
         tied: Whether the head is the embedding.
-        rope_base: Base of the rotary angles.
+        rope: How rotary positions are stretched to longer texts, a class of :mod:`mm1.model.rope`; not if None.
+        rope_base: Base of the rotary angles, stretched or not.
+        norm_place: Whether a branch reads a normalised copy, or its answer is normalised (``after``: OLMo 2).
         norm_eps: Epsilon of RMSNorm.
         checkpointing: Recompute layers in the backward pass instead of keeping their activations.
     """
@@ -91,33 +111,50 @@ class Decoder(nn.Module):
         heads: int,
         ffn_width: int,
         kv_heads: int | None = None,
+        head_width: int | None = None,
+        attention_bias: Literal["none", "qkv", "all"] = "none",
+        qk_norm: Literal["none", "head", "full"] = "none",
+        clip_qkv: float | None = None,
+        window_tokens: int | None = None,
+        windowed_layers: list[int] | None = None,
         moe: Callable[[int, int], MoE] | None = None,
         moe_every: int = 2,
+        dense_layers: Sequence[int] = (),
         tied: bool = False,
+        rope: Rope | None = None,
         rope_base: float = 10000.0,
+        norm_place: Literal["before", "after"] = "before",
         norm_eps: float = 1e-5,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
         sizes = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads, "ffn_width": ffn_width}
-        at_least(1, {f"model.decoder.init_args.{name}": size for name, size in {**sizes, "kv_heads": kv_heads}.items()})
-        _check_heads(width, heads, kv_heads)
-        if moe and not 1 <= moe_every <= layers:
-            raise UserError(
-                f"moe_every={moe_every} of {layers} layers makes none sparse; expected 1 to {layers} "
-                f"(model.decoder.init_args.moe_every)"
-            )
-        self.vocabulary, self.width, self.heads, self.kv_heads = vocabulary, width, heads, kv_heads
-        self.ffn_width, self.rope_base, self.checkpointing = ffn_width, rope_base, checkpointing
+        at_least(1, {f"{ARGS}.{name}": size for name, size in sizes.items()})
+        if clip_qkv is not None and not clip_qkv > 0:
+            raise UserError(f"{ARGS}.clip_qkv is {clip_qkv}; expected a number above 0, or null")
+        self.vocabulary, self.width, self.heads, self.ffn_width = vocabulary, width, heads, ffn_width
+        self.kv_heads, self.head_width = head_shape(width, heads, kv_heads, head_width)
+        self.windows_L = windows(layers, window_tokens, windowed_layers)
+        self.rope, self.rope_base, self.checkpointing = rope or Rope(), rope_base, checkpointing
+        sparse = sparse_layers(layers, moe_every, dense_layers) if moe else []
+        attention = partial(
+            Attention,
+            width,
+            heads,
+            self.kv_heads,
+            self.head_width,
+            bias=attention_bias,
+            qk_norm=qk_norm,
+            norm_eps=norm_eps,
+            clip=clip_qkv,
+        )
 
-        def ffn(index: int) -> SwiGLU | MoE:
-            if moe and (index + 1) % moe_every == 0:
-                return moe(width, ffn_width)
-            return SwiGLU(width, ffn_width)
+        def layer(index: int) -> Layer:
+            ffn = moe(width, ffn_width) if moe and index in sparse else SwiGLU(width, ffn_width)
+            return Layer(width, attention(), ffn, norm_eps, norm_place)
 
         self.embedding = nn.Embedding(vocabulary, width)
-        self.layers = nn.ModuleList(Layer(width, heads, kv_heads, ffn(i), norm_eps) for i in range(layers))
+        self.layers = nn.ModuleList(layer(index) for index in range(layers))
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         self.head = None if tied else nn.Linear(width, vocabulary, bias=False)
 
@@ -139,10 +176,12 @@ class Decoder(nn.Module):
             positions_BT: int64[B, T], position within the document.
             cache: Where earlier keys and values are and new ones go.
         """
-        mask = document_mask(segments_BT) if cache is None else cache.mask(segments_BT)
-        rotation = rotary(positions_BT, self.width // self.heads, self.rope_base)
+        see = document_mask if cache is None else cache.mask
+        masks = {window: see(segments_BT, window) for window in set(self.windows_L)}
+        rotation = self.rope.rotation(positions_BT, segments_BT, self.head_width, self.rope_base)
         valid_BT, routers = segments_BT > 0, []
         for index, layer in enumerate(self.layers):
+            mask = masks[self.windows_L[index]]
             if self.checkpointing and torch.is_grad_enabled():
                 recompute = partial(checkpoint, layer, use_reentrant=False, context_fn=_keep_routing)
                 x_BTD, stats = recompute(x_BTD, rotation, mask, valid_BT)
@@ -156,7 +195,7 @@ class Decoder(nn.Module):
     def new_cache(self, rows: int, tokens: int) -> KVCache:
         """An empty cache for ``rows`` rows of at most ``tokens`` positions, where and as the weights are."""
         weight = self.norm.weight
-        shape = (len(self.layers), rows, self.kv_heads, tokens, self.width // self.heads)
+        shape = (len(self.layers), rows, self.kv_heads, tokens, self.head_width)
         segments_BT = torch.zeros(rows, tokens, dtype=torch.int64, device=weight.device)
         return KVCache(weight.new_empty(shape), weight.new_empty(shape), segments_BT)
 
@@ -164,14 +203,3 @@ class Decoder(nn.Module):
 def _keep_routing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Keep the choice of experts, recompute the rest: a near-tie must not send a token elsewhere in the backward."""
     return create_selective_checkpoint_contexts([torch.ops.aten.topk.default])
-
-
-def _check_heads(width: int, heads: int, kv_heads: int) -> None:
-    if width % heads or (width // heads) % 2:
-        raise UserError(
-            f"width {width} over {heads} heads; expected an even head width (model.decoder.init_args.heads)"
-        )
-    if heads % kv_heads:
-        raise UserError(
-            f"{kv_heads} key-value heads for {heads} heads; expected a divisor (model.decoder.init_args.kv_heads)"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.model.moe.dispatch import Dispatch, LocalDispatch
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.router import Router, RouterStats
@@ -17,11 +17,13 @@ class MoE(nn.Module):
 
     Args:
         width: Decoder width D.
-        ffn_width: Inner width F of each expert, that of the dense twin.
+        ffn_width: Inner width of the dense twin, and F of each expert unless ``expert_width`` is given.
         experts: Experts E.
         top_k: Experts a token visits.
         balance_weight: Coefficient of the balance loss.
         z_weight: Coefficient of the router's z-loss.
+        renormalise: Whether the shares of the chosen experts are brought to a sum of one (not in OLMoE).
+        expert_width: Inner width F of each expert where it is not the dense twin's (Qwen3-MoE).
     """
 
     def __init__(
@@ -33,12 +35,16 @@ class MoE(nn.Module):
         top_k: int = 2,
         balance_weight: float = 0.01,
         z_weight: float = 0.001,
+        renormalise: bool = True,
+        expert_width: int | None = None,
     ) -> None:
         super().__init__()
+        expert_width = ffn_width if expert_width is None else expert_width
+        at_least(1, {"model.decoder.moe.expert_width": expert_width})
         if not 1 <= top_k <= experts:
             raise UserError(f"top_k={top_k} of {experts} experts; expected 1 to {experts} (model.decoder.moe.top_k)")
-        self.router = Router(width, experts, top_k, balance_weight, z_weight)
-        self.experts = Experts(width, ffn_width, experts)
+        self.router = Router(width, experts, top_k, balance_weight, z_weight, renormalise)
+        self.experts = Experts(width, expert_width, experts)
         self.dispatch: Dispatch = LocalDispatch()
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> tuple[Tensor, RouterStats]:

@@ -1,7 +1,8 @@
 """Which experts a token visits, and the two losses that keep the choice healthy.
 
-Top-k of a softmax over all experts, renormalised, as GShard and Mixtral do; the balance loss of Shazeer, GShard and
-Switch; the z-loss of ST-MoE. Everything in fp32: routing is where half precision hurts first (Switch, section 2.4).
+Top-k of a softmax over all experts, renormalised as GShard and Mixtral do, or as it is (OLMoE); the balance loss of
+Shazeer, GShard and Switch; the z-loss of ST-MoE. Everything in fp32: routing is where half precision hurts first
+(Switch, section 2.4).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Routing:
 
     Args:
         experts_BTK: int64[B, T, k], the experts chosen for each position, best first.
-        weights_BTK: fp32[B, T, k], their shares, summing to one.
+        weights_BTK: fp32[B, T, k], their shares, summing to one if they are renormalised.
     """
 
     experts_BTK: Tensor
@@ -55,7 +56,7 @@ class Routing:
 
 
 class Router(nn.Module):
-    """Softmax over all experts, the ``top_k`` best kept, their weights renormalised. Nothing is dropped.
+    """Softmax over all experts, the ``top_k`` best kept. Nothing is dropped.
 
     Args:
         width: Decoder width D.
@@ -63,11 +64,21 @@ class Router(nn.Module):
         top_k: Experts a token visits.
         balance_weight: Coefficient of the balance loss.
         z_weight: Coefficient of the z-loss.
+        renormalise: Whether the weights of those kept are brought to a sum of one.
     """
 
-    def __init__(self, width: int, experts: int, top_k: int, balance_weight: float, z_weight: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        top_k: int,
+        balance_weight: float,
+        z_weight: float,
+        renormalise: bool = True,
+    ) -> None:
         super().__init__()
         self.top_k, self.balance_weight, self.z_weight = top_k, balance_weight, z_weight
+        self.renormalise = renormalise
         self.weight = nn.Parameter(torch.empty(experts, width))
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> tuple[Routing, RouterStats]:
@@ -77,7 +88,8 @@ class Router(nn.Module):
             lse_BT = logits_BTE.logsumexp(-1)
             probabilities_BTE = (logits_BTE - lse_BT.unsqueeze(-1)).exp()
             weights_BTK, experts_BTK = probabilities_BTE.topk(self.top_k)
-            weights_BTK = weights_BTK / weights_BTK.sum(-1, keepdim=True)
+            if self.renormalise:
+                weights_BTK = weights_BTK / weights_BTK.sum(-1, keepdim=True)
             chosen_BE = count(experts_BTK, valid_BT, self.weight.shape[0])
             balance = balance_sum(probabilities_BTE, chosen_BE, valid_BT, self.top_k)
             z = (lse_BT.square() * valid_BT).sum()

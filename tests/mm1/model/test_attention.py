@@ -5,8 +5,9 @@ import torch
 
 from mm1.batch import IMAGE
 from mm1.errors import UserError
-from mm1.model.attention import document_mask, rotary, rotate
+from mm1.model.attention import document_mask
 from mm1.model.decoder import Decoder
+from mm1.model.rope import Rope, rotate
 
 
 def test_the_mask_is_the_drawing():
@@ -21,16 +22,20 @@ def test_the_mask_is_the_drawing():
     assert torch.equal(document_mask(torch.tensor([[1, 1, 1, 1, 2, 0]]))[0, 0], expected)
 
 
+def turned(x, position):
+    place = torch.tensor([[position]])
+    return rotate(x, *Rope().rotation(place, torch.ones_like(place), 8, 100.0))
+
+
 def test_rotation_depends_on_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
 
     def score(i, j):
-        (a, b) = (rotate(x, *rotary(torch.tensor([[p]]), 8, 100.0)) for x, p in ((q, i), (k, j)))
-        return (a * b).sum()
+        return (turned(q, i) * turned(k, j)).sum()
 
     assert torch.allclose(score(7, 3), score(24, 20), atol=1e-5)
     assert not torch.allclose(score(7, 3), score(7, 4), atol=1e-3)
-    assert torch.allclose(rotate(q, *rotary(torch.tensor([[50]]), 8, 100.0)).norm(), q.norm())
+    assert torch.allclose(turned(q, 50).norm(), q.norm())
 
 
 @pytest.mark.parametrize("experts", [0, 4])
