@@ -7,6 +7,7 @@ needs: recomputation, padding and masked keys are not counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class Counts:
         active: What one token and one picture meet: ``total`` without the experts that a token does not visit.
         non_embedding: The decoder without embedding and head, all experts included.
         active_non_embedding: The same with the visited experts only.
-        dense_twin: The same with one expert in place of each MoE layer: N of the learning-rate law.
+        dense_twin: The same with a dense layer of ``ffn_width`` in place of each MoE layer: N of the learning-rate law.
     """
 
     total: int
@@ -42,13 +43,13 @@ def parameters(model: MM1) -> Counts:
     sparse = [module for module in model.decoder.modules() if isinstance(module, MoE)]
     non_embedding = _numel(model.decoder.layers) + _numel(model.decoder.norm)
     idle = sum(_numel(moe.experts) - _visited(moe) for moe in sparse)
-    extra = sum(_numel(moe) - _numel(moe.experts) // moe.experts.count for moe in sparse)
+    dense = 3 * model.decoder.width * model.decoder.ffn_width
     return Counts(
         total=_numel(model),
         active=_numel(model) - idle,
         non_embedding=non_embedding,
         active_non_embedding=non_embedding - idle,
-        dense_twin=non_embedding - extra,
+        dense_twin=non_embedding + sum(dense - _numel(moe) for moe in sparse),
     )
 
 
@@ -58,7 +59,8 @@ class Flops:
 
     Args:
         position: Per decoder position, in its matrices.
-        key: Per decoder position and key that it sees, itself included.
+        key: Per decoder position and key that it sees, itself included, in one layer.
+        windows_L: How many keys a position sees at most in each layer, None where it sees all before it.
         target: Per target, in the head.
         vision: Per picture, in the encoder.
         connector: Per picture, in the connector.
@@ -67,6 +69,7 @@ class Flops:
 
     position: float
     key: float
+    windows_L: tuple[int | None, ...]
     target: float
     vision: float
     connector: float
@@ -83,9 +86,17 @@ class Flops:
 
     def _decoder(self, batch: Batch) -> Tensor:
         valid_BT = batch.segments_BT > 0
-        keys = ((batch.positions_BT + 1) * valid_BT).sum().double()
+        keys = self._keys((batch.positions_BT + 1) * valid_BT)
         targets = (batch.targets_BT != IGNORE).sum().double()
         return valid_BT.sum().double() * self.position + keys * self.key + targets * self.target
+
+    def _keys(self, before_BT: Tensor) -> Tensor:
+        """Keys that are seen in all layers, float64[], where ``before_BT`` positions could be, themselves included."""
+        seen = [
+            layers * (before_BT if window is None else before_BT.clamp(max=window)).sum()
+            for window, layers in Counter(self.windows_L).items()
+        ]
+        return torch.stack(seen).sum().double()
 
 
 def flops(model: MM1) -> Flops:
@@ -96,7 +107,8 @@ def flops(model: MM1) -> Flops:
     patches = torch.empty(1, vision.grid**2, vision.width, device="meta", dtype=model.image_dtype)
     return Flops(
         position=2.0 * matrices,
-        key=4.0 * decoder.width * len(decoder.layers),
+        key=4.0 * decoder.heads * decoder.head_width,
+        windows_L=tuple(decoder.windows_L),
         target=2.0 * decoder.vocabulary * decoder.width,
         vision=_measured(vision, image),
         connector=_measured(model.connector, patches),

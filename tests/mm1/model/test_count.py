@@ -66,7 +66,7 @@ def test_flops_equal_what_torch_counts(model, batch):
     with FlopCounterMode(display=False) as counter, torch.no_grad(), kernel:
         mm1.losses(step)
     cost = flops(mm1)
-    masked = 2 * (40 * 40 - 40 * 41 // 2) * cost.key
+    masked = 2 * (40 * 40 - 40 * 41 // 2) * cost.key * len(mm1.decoder.layers)
     assert float(cost.forward(step)) + masked == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
@@ -79,3 +79,43 @@ def test_training_costs_three_forward_passes_and_a_frozen_encoder_one(model, bat
     frozen = flops(mm1)
     saved = float(cost.training(step) - frozen.training(step))
     assert saved == pytest.approx(2 * len(step.images_ICHW) * cost.vision)
+
+
+def test_options_of_open_models_are_counted(model):
+    """A layer of width 32, 4 heads of 12 on 2 key-value heads, experts of 20: worked by hand, and against numel."""
+    moe = {"class_path": "mm1.model.moe.layer.MoE", "init_args": {"experts": 6, "top_k": 3, "expert_width": 20}}
+    options = {"head_width": 12, "attention_bias": "all", "qk_norm": "full", "moe_every": 1, "dense_layers": [0]}
+    decoder = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "ffn_width": 48, "moe": moe, **options}
+    mm1 = model(**decoder, experts=6)
+    attention = (32 * 48 + 48) + 2 * (32 * 24 + 24) + (48 * 32 + 32) + 48 + 24  # q, k and v, o, norms
+    dense, expert, router = 3 * 32 * 48, 3 * 32 * 20, 6 * 32
+    counts = parameters(mm1)
+    assert counts.non_embedding == 3 * (attention + 2 * 32) + dense + 2 * (6 * expert + router) + 32
+    assert counts.non_embedding == sum(p.numel() for p in (*mm1.decoder.layers.parameters(), mm1.decoder.norm.weight))
+    assert counts.active_non_embedding == counts.non_embedding - 2 * 3 * expert
+    assert counts.dense_twin == 3 * (attention + 2 * 32 + dense) + 32
+    matrices = 3 * (2 * 32 * 48 + 2 * 32 * 24) + dense + 2 * (3 * expert + router)
+    assert flops(mm1).position == 2 * matrices
+
+
+def test_flops_with_other_heads_equal_what_torch_counts(model, batch):
+    options = {"head_width": 12, "attention_bias": "all", "qk_norm": "head", "norm_place": "after"}
+    mm1, step = model(kv_heads=4, **options).eval(), batch()
+    step = replace(step, segments_BT=torch.ones_like(step.segments_BT), positions_BT=torch.arange(40).expand(2, 40))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        mm1.losses(step)
+    cost = flops(mm1)
+    masked = 2 * (40 * 40 - 40 * 41 // 2) * cost.key * 2
+    assert float(cost.forward(step)) + masked == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_a_window_costs_the_keys_in_it(model, batch):
+    """Documents of 5 and 3 positions, window 3: 1 + 2 + 3 + 3 + 3 and 1 + 2 + 3 keys; 15 and 6 without."""
+    step = batch(rows=1, pictures=False)
+    step.segments_BT[:], step.positions_BT[:] = 0, 0
+    step.segments_BT[0, :8] = torch.tensor([1, 1, 1, 1, 1, 2, 2, 2])
+    step.positions_BT[0, :8] = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+    whole, windowed = flops(model()), flops(model(window_tokens=3, windowed_layers=[1]))
+    key = 2 * 2 * 32  # scores and mix, a multiply-add each, of 4 heads of 8
+    assert float(whole.forward(step) - windowed.forward(step)) == (15 + 6 - 12 - 6) * key
+    assert windowed.key == key
