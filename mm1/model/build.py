@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -11,6 +11,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mm1.errors import UserError, sentence
 from mm1.model.mm1 import MM1
+
+Part = TypeVar("Part")
 
 
 def build(config: dict[str, Any] | str | Path, device: str = "meta") -> MM1:
@@ -24,9 +26,13 @@ def build(config: dict[str, Any] | str | Path, device: str = "meta") -> MM1:
         UserError: No such file, no YAML, or a class or key that the model does not know.
     """
     origin = "the model configuration" if isinstance(config, dict) else str(config)
-    value = config if isinstance(config, dict) else _read(Path(config))
+    return build_part(config if isinstance(config, dict) else read(config), MM1, device, origin)
+
+
+def build_part(value: Any, kind: type[Part], device: str = "meta", origin: str = "the model configuration") -> Part:
+    """Build one part of a model, such as its decoder, from its class-path tree; else like :func:`build`."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model", type=MM1, required=True)
+    parser.add_argument("--model", type=kind, required=True)
     try:
         with torch.device(device):
             return parser.instantiate(parser.parse_object({"model": value})).model
@@ -34,7 +40,13 @@ def build(config: dict[str, Any] | str | Path, device: str = "meta") -> MM1:
         raise UserError(f"{origin} does not describe a model: {sentence(error)}") from None
 
 
-def _read(path: Path) -> Any:
+def read(path: str | Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: It is not there or no YAML.
+    """
+    path = Path(path)
     try:
         return yaml.safe_load(path.read_text())
     except FileNotFoundError:

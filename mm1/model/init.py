@@ -44,6 +44,8 @@ def init_parameters(model: nn.Module, seed: int, layers: int) -> None:
     for path, owner in model.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             full = f"{path}.{name}"
+            if parameter.is_meta:  # its values come from elsewhere
+                continue
             if ZERO.fullmatch(full):
                 parameter.zero_()
             elif isinstance(owner, NORMS):

@@ -5,6 +5,7 @@ No Lightning and no pickled code: whoever can read this file can read a model of
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 import yaml
 from torch import Tensor
@@ -23,7 +23,9 @@ from mm1.model.mm1 import MM1
 
 FORMAT = 1
 PREFIX = "model."  # of the weights in a Lightning module that holds the model
-FILES = ("model.safetensors", "model.yaml", "tokenizer.model")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, ORIGIN = "model.yaml", "origin.json"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,17 @@ class Stored:
 
     Args:
         config: YAML of the class-path tree that builds it.
-        tokenizer: The sentencepiece model it was trained with.
-        weights: Every parameter and buffer by name.
+        tokenizer: Bytes of the tokenizer it was trained with.
+        weights: Every parameter and buffer by name, in mapped files: they cost memory where they are touched.
         origin: Where it was read, for errors.
+        origin_json: Where its parts came from (:mod:`mm1.interop.origin`), None if they are our own.
     """
 
     config: str
     tokenizer: bytes
     weights: dict[str, Tensor]
     origin: str
+    origin_json: str | None = None
 
     def model(self) -> MM1:
         """The model with its weights, on the CPU, in evaluation mode.
@@ -128,22 +132,50 @@ def _read_checkpoint(path: Path) -> Stored:
         for name, value in found["state_dict"].items()
         if name.startswith(PREFIX) and isinstance(value, Tensor)
     }
-    return Stored(about["model"], about["tokenizer"], weights, str(path))
+    origin = about.get("origin")
+    return Stored(about["model"], about["tokenizer"], weights, str(path), origin if isinstance(origin, str) else None)
 
 
 def _read_folder(path: Path) -> Stored:
-    absent = [name for name in FILES if not (path / name).is_file()]
+    tokenizer = next((name for name in TOKENIZERS if (path / name).is_file()), None)
+    weights = INDEX if (path / INDEX).is_file() else WEIGHTS
+    needed = {weights: path / weights, CONFIG: path / CONFIG, TOKENIZERS[0]: path / (tokenizer or TOKENIZERS[0])}
+    absent = [name for name, file in needed.items() if not file.is_file()]
     if absent:
-        raise UserError(f"{path} holds no {absent[0]}; expected a folder written by mm1-convert export, or a *.ckpt")
+        raise UserError(f"{path} holds no {absent[0]}; expected a folder written by mm1-convert, or a *.ckpt")
+    origin = path / ORIGIN
+    return Stored(
+        needed[CONFIG].read_text(errors="replace"),
+        needed[TOKENIZERS[0]].read_bytes(),
+        _map(path, _shards(path) if weights == INDEX else [WEIGHTS]),
+        str(path),
+        origin.read_text(encoding="utf-8") if origin.is_file() else None,
+    )
+
+
+def _shards(path: Path) -> list[str]:
     try:
-        with safetensors.safe_open(path / FILES[0], framework="pt") as file:
-            about = file.metadata() or {}
-        weights = safetensors.torch.load_file(path / FILES[0])
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path / FILES[0]} is not readable as safetensors ({error})") from None
-    version = about.get("format", "")
-    _check_format(int(version) if version.isdigit() else version or None, path)
-    return Stored((path / FILES[1]).read_text(errors="replace"), (path / FILES[2]).read_bytes(), weights, str(path))
+        names = sorted({*json.loads((path / INDEX).read_text())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path / INDEX} is broken; expected the index that mm1-convert wrote") from None
+    absent = [name for name in names if not (path / name).is_file()]
+    if absent:
+        raise UserError(f"{path / INDEX} names {absent[0]}, which is not there; expected the whole folder")
+    return names
+
+
+def _map(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """Tensors as views of the mapped files."""
+    weights = {}
+    for name in names:
+        try:
+            with safetensors.safe_open(path / name, framework="pt") as file:
+                version = (file.metadata() or {}).get("format", "")
+                _check_format(int(version) if version.isdigit() else version or None, path)
+                weights |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dictionary
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{path / name} is not readable as safetensors ({error})") from None
+    return weights
 
 
 def _check_format(found: Any, path: Path) -> None:

@@ -1,0 +1,180 @@
+"""Trained parts become one model to start from: a published encoder, a published decoder, and a new connector between.
+
+This is MM1's own way to begin (section 4.1: from a trained encoder and a trained language model). The folder that is
+written is read by ``mm1-train fit --init_from FOLDER`` and :func:`mm1.load` like any model of ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+from mm1.data.tokenizer import Tokenizer, from_hf, grow
+from mm1.errors import UserError
+from mm1.interop.decoder_in import CLASS, Published, open_decoder
+from mm1.interop.gguf_file import Gguf
+from mm1.interop.origin import DecoderOrigin, Origin, licence_of, small_files
+from mm1.interop.write import new_folder, write_tensors
+from mm1.model.build import build, read
+from mm1.model.mm1 import MM1
+from mm1.model.stored import CONFIG, FORMAT, ORIGIN
+
+MULTIPLE = 64  # matrix products are fast at multiples of it
+NOISE = 0.01  # of the embedding's own spread
+ROWS = ("embedding.weight", "head.weight")
+SOURCES = ("weights", "tag", "pretrained")  # settings of an encoder that name published weights
+KEPT = ("checkpointing",)  # settings of the YAML's decoder that change no number
+
+
+def join(
+    model: Path,
+    decoder: Path,
+    out: Path,
+    *,
+    vision_weights: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    seed: int = 0,
+    allow_pickle: bool = False,
+) -> Path:
+    """Make a starting model of trained parts.
+
+    Args:
+        model: YAML of a model, as under configs/model: its encoder and connector are used, its decoder is replaced.
+        decoder: Folder in Hugging Face layout (config.json, safetensors, tokenizer), or a .gguf file of a Llama.
+        out: Folder to write; must not exist.
+        vision_weights: The encoder's weights, in place of those that the YAML names.
+        dtype: Type of the weights written. float32 holds all others to the last bit.
+        seed: Decides the connector's first weights and the noise on new rows of the embedding.
+        allow_pickle: Read pytorch_model.bin where the decoder has no safetensors; nothing in it is executed.
+
+    Raises:
+        UserError: A part cannot be read or is not supported, or the parts do not go together.
+    """
+    published = open_decoder(decoder, allow_pickle)
+    tokenizer, files, tokens = _tokenizer(published)
+    arguments = published.arguments | {
+        "vocabulary": _rounded(max(tokenizer.vocabulary, published.arguments["vocabulary"]))
+    }
+    config = _config(model, arguments, vision_weights)
+    origin = Origin(_origin(published, files, tokens), config["init_args"]["vision"])
+    with new_folder(out) as folder:
+        joined = _encoder_and_connector(config, seed)
+        names = list(joined.state_dict())
+        tensors = _tensors(joined, published, getattr(torch, dtype), seed)
+        write_tensors(folder, tensors, {"format": str(FORMAT)}, total=len(names))
+        (folder / CONFIG).write_text(yaml.safe_dump(_without_weights(config), sort_keys=False))
+        (folder / tokenizer.file_name).write_bytes(tokenizer.proto)
+        (folder / ORIGIN).write_text(origin.to_json(), encoding="utf-8")
+    return out
+
+
+def _tokenizer(published: Published) -> tuple[Tokenizer, dict[str, str], int]:
+    """The decoder's own with a token for pictures added, the small files beside it, and how many ids it had."""
+    path = published.path
+    if isinstance(published.files, Gguf):
+        proto, files = published.files.tokenizer()
+    elif (path / "tokenizer.json").is_file() or not (path / "tokenizer.model").is_file():
+        proto, files = from_hf(path), small_files(path)
+    else:
+        proto, files = (path / "tokenizer.model").read_bytes(), small_files(path)
+    tokens, rows = Tokenizer.from_bytes(proto).vocabulary, published.arguments["vocabulary"]
+    if tokens > rows:
+        raise UserError(
+            f"the tokenizer of {path} has {tokens} ids, its embedding {rows} rows (vocab_size); expected at least as "
+            f"many rows, so that every id has one"
+        )
+    return Tokenizer.from_bytes(grow(proto)), files, tokens
+
+
+def _config(model: Path, arguments: dict[str, Any], vision_weights: Path | None) -> dict[str, Any]:
+    """The class-path tree of the joined model."""
+    tree = read(model)
+    parts = tree.get("init_args") if isinstance(tree, dict) else None
+    if not isinstance(parts, dict) or not {"vision", "connector"} <= parts.keys():
+        raise UserError(
+            f"{model} names no vision and connector; expected the YAML of a model such as configs/model/tiny.yaml"
+        )
+    vision = parts["vision"]
+    if vision_weights is not None:
+        vision = {**vision, "init_args": {**(vision.get("init_args") or {}), "weights": str(vision_weights)}}
+    if not any((vision.get("init_args") or {}).get(key) for key in SOURCES):
+        raise UserError(
+            f"{model} names no weights for its encoder; expected --vision_weights FILE, or one of {', '.join(SOURCES)} "
+            f"(vision.init_args)"
+        )
+    settings = (parts.get("decoder") or {}).get("init_args") or {}
+    kept = {key: settings[key] for key in KEPT if key in settings}
+    decoder = {"class_path": CLASS, "init_args": arguments | kept}
+    return {**tree, "init_args": {**parts, "vision": vision, "decoder": decoder}}
+
+
+def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
+    """The same tree, which no longer asks for published weights: the folder has them."""
+    vision = config["init_args"]["vision"]
+    settings = {
+        key: value for key, value in (vision.get("init_args") or {}).items() if key not in ("weights", "pretrained")
+    }
+    return {**config, "init_args": {**config["init_args"], "vision": {**vision, "init_args": settings}}}
+
+
+def _encoder_and_connector(config: dict[str, Any], seed: int) -> MM1:
+    """The model with everything filled but its decoder, which stays on the meta device."""
+    model = build(config)
+    model.vision.to_empty(device="cpu")
+    model.connector.to_empty(device="cpu")
+    model.to_empty(device="cpu", recurse=False)
+    model.init_weights(seed)
+    model.load_pretrained()
+    return model
+
+
+def _tensors(model: MM1, published: Published, dtype: torch.dtype, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the joined model, one at a time."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_meta:
+            yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+            continue
+        filled = torch.empty(tensor.shape, dtype=dtype)
+        short = name.removeprefix("decoder.")
+        rows = published.shapes[short][0]
+        published.copy(short, filled[:rows])
+        if short in ROWS:
+            filled[rows:] = _new_rows(filled[:rows], len(filled) - rows, seed)
+        yield name, filled
+
+
+def _new_rows(old_VD: Tensor, count: int, seed: int) -> Tensor:
+    """Rows of new tokens: the mean of the old ones, so that none is likely at once, and noise to tell them apart."""
+    mean_D = old_VD.mean(0, dtype=torch.float32)
+    spread = torch.stack([part.float().sub_(mean_D).square_().mean() for part in old_VD.split(4096)]).mean().sqrt()
+    noise = torch.randn(count, len(mean_D), generator=torch.Generator().manual_seed(seed))
+    return (mean_D + NOISE * spread * noise).to(old_VD.dtype)
+
+
+def _rounded(vocabulary: int) -> int:
+    return -(-vocabulary // MULTIPLE) * MULTIPLE
+
+
+def _origin(published: Published, files: dict[str, str], tokens: int) -> DecoderOrigin:
+    types = published.files.types
+    dtype = Counter(types.values()).most_common(1)[0][0]
+    (head,) = published.family.whole["head.weight"]
+    return DecoderOrigin(
+        family=published.family_name,
+        source=published.path.resolve().name,
+        config=published.config,
+        vocabulary=published.arguments["vocabulary"],
+        tokens=tokens,
+        layout=published.layout,
+        dtype=dtype,
+        dtypes={name: kind for name, kind in types.items() if kind != dtype},
+        stored_head=bool(published.arguments["tied"]) and head in published.files.shapes,
+        files=files,
+        licence=published.files.licence if isinstance(published.files, Gguf) else licence_of(published.path),
+    )
