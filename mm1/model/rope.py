@@ -38,7 +38,7 @@ class Rope:
 
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """Radians that each pair turns by at a step, fp32[K / 2], or fp32[B, 1, T, K / 2] if documents differ."""
-        return plain_turns(head_width, base, positions_BT.device)
+        return 1.0 / powers(head_width, base, positions_BT.device)
 
 
 class LinearRope(Rope):
@@ -54,7 +54,7 @@ class LinearRope(Rope):
 
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """As for :class:`Rope`."""
-        return plain_turns(head_width, base, positions_BT.device) / self.factor
+        return 1.0 / powers(head_width, base, positions_BT.device) / self.factor
 
 
 class DynamicRope(Rope):
@@ -79,7 +79,7 @@ class DynamicRope(Rope):
         length_BT = (longest(positions_BT, segments_BT) + 1).clamp(min=self.original_positions)
         growth_BT = self.factor * length_BT / self.original_positions - (self.factor - 1)
         base_B1T1 = base * growth_BT[:, None, :, None] ** (head_width / (head_width - 2))
-        return plain_turns(head_width, base_B1T1, positions_BT.device)
+        return 1.0 / powers(head_width, base_B1T1, positions_BT.device)
 
 
 class YarnRope(Rope):
@@ -132,9 +132,9 @@ class YarnRope(Rope):
         first, last = max(first, 0), min(last, head_width - 1)
         last += 0.001 if first == last else 0
         pairs = torch.arange(head_width // 2, dtype=torch.float32, device=positions_BT.device)
-        slowed = ((pairs - first) / (last - first)).clamp(0, 1)
-        plain = plain_turns(head_width, base, positions_BT.device)
-        return plain / self.factor * slowed + plain * (1 - slowed)
+        kept = 1 - ((pairs - first) / (last - first)).clamp(0, 1)
+        radian = powers(head_width, base, positions_BT.device)
+        return 1.0 / (self.factor * radian) * (1 - kept) + 1.0 / radian * kept
 
     def _pair(self, rounds: float, head_width: int, base: float) -> float:
         """Which pair turns round so often within the original length; not a whole number."""
@@ -169,16 +169,19 @@ class Llama3Rope(Rope):
 
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """As for :class:`Rope`."""
-        plain = plain_turns(head_width, base, positions_BT.device)
-        waves = self.original_positions * plain / (2 * math.pi)  # that fit into the original length
+        plain = 1.0 / powers(head_width, base, positions_BT.device)
+        waves = self.original_positions / (2 * math.pi / plain)  # that fit into the original length
         kept = ((waves - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
         return (1 - kept) * plain / self.factor + kept * plain
 
 
-def plain_turns(head_width: int, base: float | Tensor, device: torch.device) -> Tensor:
-    """``base ** (-2k / K)`` of every pair k, fp32[..., K / 2]."""
-    exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
-    return base**-exponents
+def powers(head_width: int, base: float | Tensor, device: torch.device) -> Tensor:
+    """``base ** (2k / K)`` of every pair k, fp32[..., K / 2]: positions until a pair has turned by one radian.
+
+    The classes above divide by it as transformers does, operation by operation: a turn that is off by its last bit
+    moves logits by 1e-4 within 500 positions.
+    """
+    return base ** (torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
 
 
 def longest(positions_BT: Tensor, segments_BT: Tensor) -> Tensor:
