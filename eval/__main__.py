@@ -1,4 +1,4 @@
-"""The door ``mm1-eval``: run benchmarks, ask a model yourself, or score stored answers again."""
+"""The door ``mm1-eval``: run benchmarks, ask a model yourself, score answers again, compare them, look for leaks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 import mm1
+from eval.compare import compare, told
+from eval.contamination import overlap
 from eval.harness import run
-from eval.prompts import Settings
+from eval.prompts import Arm, Settings
 from eval.scores import rescore, table
-from eval.store import read_answers
+from eval.store import Answer, read_answers
+from eval.task import discover
 from mm1.errors import UserError, door, underscored
 from mm1.infer.assistant import Dtype
 from mm1.runs import read_scores, write_json
@@ -34,6 +37,9 @@ def parser() -> ArgumentParser:
     running.add_argument("--out", type=str | None, default=None, help="default: eval/<config> in the run folder")
     running.add_argument("--device", type=str, default="cpu")
     running.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
+    running.add_argument(
+        "--corpus", type=list[str], default=[], help="what it was trained on, to count scored pictures in"
+    )
     running.add_argument("--config", action="config", help="such as configs/eval/fewshot.yaml")
     running.add_class_arguments(Settings)
     asking = ArgumentParser(description="Ask a model about pictures.")
@@ -47,11 +53,21 @@ def parser() -> ArgumentParser:
     asking.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
     scoring = ArgumentParser(description="Score stored answers again, without the model.")
     scoring.add_argument("answers", type=str, help="an answers.jsonl")
+    comparing = ArgumentParser(description="Differences of two runs on the same questions, with paired intervals.")
+    comparing.add_argument("answers", type=str, help="an answers.jsonl, or its folder")
+    comparing.add_argument("other_answers", type=str, help="what is subtracted")
+    comparing.add_argument("--arm", type=Arm, default="sighted", help="of the first")
+    comparing.add_argument("--other_arm", type=Arm, default="sighted", help="of the second")
+    looking = ArgumentParser(description="Count the scored pictures in training corpora; exit code 1 if there are any.")
+    looking.add_argument("corpora", type=str, nargs=argparse.ONE_OR_MORE, help="folders written by mm1-data shards")
+    looking.add_argument("--data", type=str, required=True, help="folder with captions_eval/, vqa/, icl/")
     whole = ArgumentParser(prog="mm1-eval", description=__doc__, exit_on_error=False)
     commands = whole.add_subcommands(dest="command")
     commands.add_subcommand("run", running, help="score a model on benchmarks")
     commands.add_subcommand("ask", asking, help="ask a model about pictures")
     commands.add_subcommand("score", scoring, help="score stored answers again")
+    commands.add_subcommand("compare", comparing, help="two runs on the same questions")
+    commands.add_subcommand("contamination", looking, help="scored pictures among those trained on")
     return whole
 
 
@@ -62,19 +78,20 @@ def _main() -> None:
     for kind in ("captions", "vqa", "icl") if command == "run" else ():
         if not isinstance(arguments.run[kind], Namespace):
             raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
-    {"run": _run, "ask": _ask, "score": _score}[command](whole.instantiate(arguments)[command])
+    does = {"run": _run, "ask": _ask, "score": _score, "compare": _compare, "contamination": _contamination}
+    does[command](whole.instantiate(arguments)[command])
 
 
 def _run(arguments: Namespace) -> None:
     names = Settings.__dataclass_fields__
     settings = Settings(**{name: arguments[name] for name in names})
     settings.check()
-    checkpoint = Path(arguments.checkpoint)
+    checkpoint, corpora = Path(arguments.checkpoint), [Path(corpus) for corpus in arguments.corpus]
     assistant = mm1.load(checkpoint, device=arguments.device, dtype=arguments.dtype)
     configs = arguments.get("config") or []
     name = Path(str(configs[-1])).stem if configs else "fewshot"
     out = Path(arguments.out) if arguments.out else default_out(checkpoint, name)
-    scores = run(assistant.model, assistant.tokenizer, checkpoint, arguments.data, settings, out)
+    scores = run(assistant.model, assistant.tokenizer, checkpoint, arguments.data, settings, out, corpora)
     print(table(scores))
     print(out / "scores.json")
 
@@ -98,6 +115,22 @@ def _score(arguments: Namespace) -> None:
     if beside.exists():
         write_json(beside, scores)
         path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+
+
+def _compare(arguments: Namespace) -> None:
+    first, second = (_answers(Path(path)) for path in (arguments.answers, arguments.other_answers))
+    print(told(compare(first, second, arguments.arm, arguments.other_arm)))
+
+
+def _answers(path: Path) -> list[Answer]:
+    return read_answers(path / "answers.jsonl" if path.is_dir() else path)
+
+
+def _contamination(arguments: Namespace) -> None:
+    found = overlap([Path(corpus) for corpus in arguments.corpora], discover(arguments.data))
+    print(found)
+    if found.found:
+        raise SystemExit(1)
 
 
 def default_out(checkpoint: Path, name: str) -> Path:

@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from eval.contamination import overlap
 from eval.fewshot import Demonstrations
 from eval.fewshot import blind as swapped
 from eval.pictures import blank, read
@@ -96,11 +97,18 @@ class Benchmarks:
 
 
 def run(
-    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: str | Path, settings: Settings, out: Path
+    model: MM1,
+    tokenizer: Tokenizer,
+    checkpoint: Path,
+    data: str | Path,
+    settings: Settings,
+    out: Path,
+    corpora: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Evaluate a model on a data folder, showing progress; write ``answers.jsonl`` and ``scores.json`` to ``out``.
 
-    Finished answers are kept when it is run again; a changed setting, checkpoint or benchmark starts over.
+    Finished answers are kept when it is run again; a changed setting, checkpoint or benchmark starts over. The scored
+    pictures that stand in ``corpora``, on which the model was trained, are counted.
 
     Returns:
         The content of scores.json.
@@ -114,9 +122,10 @@ def run(
     answers = Answers(
         out, fingerprint(FORMAT, asked, identity(checkpoint), dtype(model), [asdict(task) for task in tasks])
     )
+    shared = overlap(list(corpora), tasks).record() if corpora else None
     found = evaluate(model, tokenizer, tasks, settings, answers, progress=True)
     about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype(model)}
-    scores = {**about, "settings": asdict(settings), "tasks": found}
+    scores = {**about, "settings": asdict(settings), "overlap": shared, "tasks": found}
     write_json(out / "scores.json", scores)
     return scores
 

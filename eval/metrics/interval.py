@@ -6,7 +6,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-RESAMPLES = 2000
+RESAMPLES = 10_000
+DRAWN_AT_ONCE = 4_000_000  # numbers; RESAMPLES x clusters at once would be gigabytes on VQA v2
 
 
 def interval(
@@ -24,11 +25,11 @@ def interval(
     _, member = np.unique([str(key) for key in keys], return_inverse=True)
     sums = np.bincount(member, weights=np.asarray(scores, dtype=float))
     sizes = np.bincount(member).astype(float)
-    generator = np.random.default_rng(seed)
-    means = np.empty(RESAMPLES)
-    for at in range(RESAMPLES):  # one by one: RESAMPLES x clusters indices at once would be gigabytes on VQA v2
-        drawn = generator.integers(len(sums), size=len(sums))
-        means[at] = sums[drawn].sum() / sizes[drawn].sum()
+    generator, at_once = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // len(sums))
+    means: list[float] = []
+    while len(means) < RESAMPLES:
+        drawn = generator.integers(len(sums), size=(min(at_once, RESAMPLES - len(means)), len(sums)))
+        means.extend(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

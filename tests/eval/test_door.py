@@ -41,6 +41,14 @@ def test_run_writes_into_the_run_folder_and_score_finds_the_same(mm1_eval, check
     assert again["tasks"]["vqa/daquar"]["constant"] == scores["tasks"]["vqa/daquar"]["constant"]
 
 
+def test_compare_takes_files_or_folders(mm1_eval, checkpoint: Path, data: Path) -> None:
+    settings = ["--shots", "[0]", "--arms", "[sighted,blank]", "--tasks", "[vqa/daquar]"]
+    mm1_eval("run", checkpoint, "--data", data, "--out", data / "out", *settings)
+    told = mm1_eval("compare", data / "out", data / "out/answers.jsonl", "--other-arm", "blank")
+    assert told.splitlines()[0].split() == ["task", "n", "shots", "first", "second", "difference", "95", "%"]
+    assert told.splitlines()[1].split()[:3] == ["vqa/daquar", "5", "0"]
+
+
 def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> None:
     picture = data / "captions_eval/images/0.png"
     assert isinstance(mm1_eval("ask", checkpoint, picture, picture, "What is this?", "--max_new_tokens", 3), str)
@@ -68,6 +76,11 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
         ),
         (["rnu", "CKPT"], "invalid choice: 'rnu'"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl is no file"),
+        (["run", "CKPT", "--data", "DATA", "--dtype", "half"], "dtype: "),
+        (["run", "CKPT", "--data", "DATA", "--corpus", "[DATA]"], "manifest.json does not exist; expected a corpus"),
+        (["run", "CKPT", "--data", "DATA", "--arms", "[deaf]"], "arms: "),
+        (["compare", "DATA", "nowhere.jsonl"], "answers.jsonl is no file"),
+        (["contamination", "nowhere", "--data", "DATA"], "expected a corpus written by mm1-data shards"),
         (["score", "DATA"], "is no file; expected an answers.jsonl"),
         (["score", "DATA/vqa/daquar/test.jsonl"], "does not hold one answer a line"),
     ],

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from eval.baselines import constant, question_only
 from eval.metrics.cider import Cider
 from eval.metrics.interval import interval, paired_interval
-from eval.scores import rescore
+from eval.scores import by_shots, rescore, table
 from eval.task import Query, Task, discover
 
 SHARED = Path(os.environ.get("MM1_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
@@ -91,6 +93,71 @@ def test_questions_about_one_picture_are_drawn_together() -> None:
 def test_a_paired_interval_knows_that_the_questions_are_the_same() -> None:
     scores = list(np.random.default_rng(2).normal(0, 100, 60))
     assert paired_interval([score + 1 for score in scores], scores) == pytest.approx((1, 1))
+
+
+def test_the_interval_is_scipys() -> None:
+    """The same draws from the same generator: pictures of several questions are a ratio of two paired sums."""
+    generator = np.random.default_rng(3)
+    pictures = np.append(np.arange(40), generator.integers(40, size=110))
+    scores = generator.normal(50, 10, 150)
+    sums, sizes = np.bincount(pictures, scores, 40), np.bincount(pictures, minlength=40)
+    found = scipy.stats.bootstrap(
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=10_000,
+        random_state=np.random.default_rng(7),
+    ).confidence_interval
+    named = [f"{picture:02d}" for picture in pictures]
+    assert interval(list(scores), named, seed=7) == pytest.approx((found.low, found.high), abs=1e-9)
+
+
+def test_many_pictures_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = list(np.random.default_rng(4).normal(50, 10, 100))
+    whole = interval(scores)
+    monkeypatch.setattr("eval.metrics.interval.DRAWN_AT_ONCE", 12_345)
+    assert interval(scores) == pytest.approx(whole, abs=0.1)
+
+
+def said(shots: int, arm: str, scores: list[float]) -> list[dict]:
+    return [
+        {"task": "t", "shots": shots, "arm": arm, "id": f"{at}", "image": f"{at // 2}", "references": ["x"], "score": x}
+        for at, x in enumerate(scores)
+    ]
+
+
+def test_what_sight_and_demonstrations_add_is_paired_and_by_picture() -> None:
+    """Two pictures with two questions each: of four equally likely draws one has the first twice, one the second."""
+    zero = said(0, "sighted", [100, 100, 0, 100]) + said(0, "blind", [0, 100, 0, 100])
+    found = by_shots(zero + said(4, "sighted", [100, 100, 100, 0]) + said(4, "blank", [0, 0, 0, 0]))
+    assert (found["0"]["gain"], found["0"]["gain_interval"]) == (25, [0, 50])
+    assert (found["0"]["over_zero_shot"], found["0"]["over_zero_shot_interval"]) == (None, None)
+    assert (found["4"]["gain"], found["4"]["gain_interval"]) == (None, None)
+    assert (found["4"]["over_zero_shot"], found["4"]["over_zero_shot_interval"]) == (0, [0, 0])
+    assert (found["4"]["blank"], found["4"]["blank_interval"], found["4"]["interval"]) == (0, [0, 0], [50, 100])
+
+
+def test_a_difference_is_over_what_both_arms_answered() -> None:
+    found = by_shots(said(0, "sighted", [100, 0, 0, 0]) + said(0, "blind", [0, 0]))
+    assert (found["0"]["sighted"], found["0"]["gain"]) == (25, 50)
+
+
+def test_the_table_shows_what_was_asked() -> None:
+    task = {"metric": "vqa_accuracy", "n": 4, "warnings": ["tiny"], "question_only": 17.25, "constant": None}
+    shots = by_shots(said(0, "sighted", [100, 100, 0, 100]) + said(0, "blind", [0, 100, 0, 100]))
+    shared = {"pictures": 0, "trained": 7, "scored": 2, "found": []}
+    head, line, warning, leak = table({"tasks": {"vqa/t": {**task, "shots": shots}}, "overlap": shared}).splitlines()
+    assert head.split() == ["task", "n", "shots", "sighted", "blind", "gain", "question"]
+    cells = ["vqa/t", "4", "0", "75.0 (50.0 to 100.0)", "50.0 (50.0 to 50.0)", "25.0 (0.0 to 50.0)", "17.2"]
+    assert re.split(r"  +", line) == cells
+    assert (warning, leak) == ("vqa/t: tiny", "overlap: 0 of 7 pictures trained on are among 2 scored")
+
+
+def test_scores_of_format_1_are_still_shown() -> None:
+    at = {"sighted": 30.0, "blind": 10.0, "interval": [25.0, 35.0], "blind_interval": None}
+    old = {"tasks": {"icl": {"metric": "vqa_accuracy", "n": 4, "warnings": [], "shots": {"0": at}}}}
+    assert re.split(r"  +", table(old).splitlines()[1]) == ["icl", "4", "0", "30.0 (25.0 to 35.0)", "10.0"]
 
 
 def test_stored_answers_are_scored_from_their_references() -> None:

@@ -1,0 +1,96 @@
+"""Two models, or two arms, on the same questions: the paired difference and how sure it is.
+
+Paired, since most of what makes scores vary is which question is asked, and that is the same on both sides.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import fmean
+
+from eval.metrics.interval import paired_interval
+from eval.scores import aligned
+from eval.store import Answer
+from mm1.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One task at one number of shots.
+
+    Args:
+        task: Name of the task.
+        shots: Number of demonstrations.
+        n: Questions that both answered.
+        ours: Mean score of the first on them.
+        theirs: Mean score of the second.
+        difference: First minus second.
+        interval: 95 % of it, over pictures.
+    """
+
+    task: str
+    shots: int
+    n: int
+    ours: float
+    theirs: float
+    difference: float
+    interval: tuple[float, float]
+
+
+def compare(
+    ours: list[Answer], theirs: list[Answer], arm: str = "sighted", other_arm: str = "sighted"
+) -> list[Difference]:
+    """Differences by task and shots, where both have answers.
+
+    Args:
+        ours: Answers of the first.
+        theirs: Answers of the second.
+        arm: Which arm of the first.
+        other_arm: Which arm of the second; ``blank`` is the natural one of a model that was trained without pictures.
+
+    Raises:
+        UserError: They answered no question in common, or their scores cannot be compared: references differ, or
+            captions were scored over different pictures, from which CIDEr takes its weights.
+    """
+    first, second = _by_task(ours, arm), _by_task(theirs, other_arm)
+    common = [at for at in first if at in second]
+    if not common:
+        raise UserError(
+            f"the {arm} answers of the first and the {other_arm} answers of the second share no task and shots; "
+            f"expected two runs of mm1-eval on the same benchmarks (--arm, --other_arm)"
+        )
+    return [_difference(*at, first[at], second[at]) for at in common]
+
+
+def told(differences: list[Difference]) -> str:
+    """A table for a terminal."""
+    lines = [["task", "n", "shots", "first", "second", "difference", "95 %"]]
+    for row in differences:
+        ends = f"{row.interval[0]:+.1f} to {row.interval[1]:+.1f}"
+        means = [f"{row.ours:.1f}", f"{row.theirs:.1f}", f"{row.difference:+.1f}"]
+        lines.append([row.task, str(row.n), str(row.shots), *means, ends])
+    return "\n".join(aligned(lines))
+
+
+def _by_task(answers: list[Answer], arm: str) -> dict[tuple[str, int], dict[str, Answer]]:
+    found: dict[tuple[str, int], dict[str, Answer]] = defaultdict(dict)
+    for answer in answers:
+        if answer["arm"] == arm:
+            found[answer["task"], answer["shots"]][answer["id"]] = answer
+    return found
+
+
+def _difference(task: str, shots: int, ours: dict[str, Answer], theirs: dict[str, Answer]) -> Difference:
+    ids = [id for id in ours if id in theirs]
+    captions = not any(answer.get("question") for answer in ours.values())
+    if not ids or (captions and not len(ids) == len(ours) == len(theirs)):
+        raise UserError(
+            f"{task} at {shots} shots: the first answered {len(ours)} questions, the second {len(theirs)}, {len(ids)} "
+            f"of them in common; expected the same, and of captions all, which weigh CIDEr's words (limit)"
+        )
+    if changed := [id for id in ids if ours[id]["references"] != theirs[id]["references"]]:
+        raise UserError(f"{task}: question {min(changed)} has other references in the second; expected the same data")
+    first, second = ([answers[id]["score"] for id in ids] for answers in (ours, theirs))
+    ends = paired_interval(first, second, [ours[id]["image"] for id in ids])
+    return Difference(task, shots, len(ids), fmean(first), fmean(second), fmean(first) - fmean(second), ends)

@@ -1,0 +1,56 @@
+"""Two runs on the same questions, against cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from eval.compare import compare, told
+from mm1.errors import UserError
+
+
+def said(
+    scores: dict[str, float], arm: str = "sighted", shots: int = 0, task: str = "vqa/t", question: str = "q?"
+) -> list:
+    same = {"task": task, "shots": shots, "arm": arm, "question": question, "references": ["x"], "answer": "x"}
+    return [{**same, "id": id, "image": id[0], "score": score} for id, score in scores.items()]
+
+
+FIRST = said({"a1": 100, "a2": 100, "b1": 0, "b2": 100})
+
+
+def test_the_difference_is_paired_and_drawn_by_picture() -> None:
+    """Picture a says +50, picture b 0: of four equally likely draws one is +50 and one 0."""
+    [row] = compare(FIRST, said({"a1": 0, "a2": 100, "b1": 100, "b2": 0}))
+    assert (row.n, row.ours, row.theirs, row.difference, row.interval) == (4, 75, 50, 25, (0, 50))
+    assert told([row]).splitlines()[1].split() == ["vqa/t", "4", "0", "75.0", "50.0", "+25.0", "+0.0", "to", "+50.0"]
+
+
+def test_arms_are_chosen_on_both_sides_and_only_shots_of_both_are_shown() -> None:
+    second = said({"a1": 0, "a2": 0, "b1": 0, "b2": 0}, "blank") + said({"a1": 50}, "sighted", shots=8)
+    [row] = compare(FIRST + said({"a1": 0}, shots=4), second, other_arm="blank")
+    assert (row.shots, row.difference) == (0, 75)
+
+
+def test_questions_that_only_one_answered_are_left_out() -> None:
+    [row] = compare(FIRST, said({"b2": 0, "c1": 100}))
+    assert (row.n, row.difference) == (1, 100)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (said({"a1": 0}, "blind"), "share no task and shots"),
+        (said({"c1": 0}), "the first answered 4 questions, the second 1, 0 of them in common"),
+        ([{**FIRST[0], "references": ["y"]}], "question a1 has other references"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(second: list, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compare(FIRST, second)
+
+
+def test_captions_over_other_pictures_are_not_compared() -> None:
+    captions = said({"a": 30, "b": 10}, task="captions/t", question="")
+    assert compare(captions, captions)[0].difference == 0
+    with pytest.raises(UserError, match=r"captions/t at 0 shots: the first answered 2 .* 1 of them in common"):
+        compare(captions, captions[:1])
