@@ -53,14 +53,19 @@ def decode(data: bytes) -> PIL.Image.Image:
         picture = PIL.Image.open(io.BytesIO(data))
         if picture.width * picture.height > MAX_PIXELS:
             raise PictureError(f"picture of more than {MAX_PIXELS // 10**6} megapixels")
-        picture.load()
-        return _rgb(PIL.ImageOps.exif_transpose(picture))
+        return upright(picture)
     except PIL.Image.DecompressionBombError:
         raise PictureError(f"picture of more than {MAX_PIXELS // 10**6} megapixels") from None
     except PictureError:
         raise
     except Exception:  # PIL's plugins raise whatever a broken file makes them raise: OSError, SyntaxError, struct.error
         raise PictureError("picture does not decode") from None
+
+
+def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """An opened picture as it is meant to be seen."""
+    picture.load()
+    return _rgb(PIL.ImageOps.exif_transpose(picture))
 
 
 def scale(
