@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PICTURE = "<image>"  # a picture's place in other formats; a document of ours has an Image there, and no text makes one
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

@@ -20,10 +20,13 @@ from typing import Any
 import tokenizers
 
 from mm1.errors import UserError
+from mm1.sample import PICTURE
 
 KEY = "mm1"
 ROLES = ("bos", "eos", "pad", "image")
 FROM = ("tokenizer_config.json", "generation_config.json", "config.json")  # who may say which token begins and ends
+
+PROBE = "Two  Words,\n3 é 漢 😀 "
 
 Ids = dict[str, int | None]
 
@@ -87,50 +90,46 @@ def from_hf(path: str | Path) -> bytes:
         return proto
     there = [folder / name for name in FROM if (folder / name).is_file()]
     says = {neighbour.name: _object(neighbour.read_bytes(), str(neighbour)) for neighbour in there}
-    _add(data, says.get(FROM[0], {}).get("added_tokens_decoder") or {})
-    vocabulary = _load(data, str(file)).get_vocab(with_added_tokens=True)
-    ids = {role: _said(role, says, vocabulary) for role in ROLES[:3]}
-    if ids["eos"] is None:
+    _load(data, str(file))
+    _add(data, says.get(FROM[0], {}).get("added_tokens_decoder") or {}, str(folder / FROM[0]))
+    vocabulary = _vocabulary(data)
+    bos, eos, pad = (_said(role, says, vocabulary) for role in ROLES[:3])
+    if eos is None:
         raise UserError(
             f"{folder} does not say which token ends a text; expected eos_token in {FROM[0]} (a token of {file.name}), "
             f"or eos_token_id in {FROM[1]} or {FROM[2]}"
         )
-    return pack(data, eos=ids["eos"], bos=ids["bos"], pad=ids["pad"])
-
-
-def pack(data: dict[str, Any], *, eos: int, bos: int | None = None, pad: int | None = None) -> bytes:
-    """A ``tokenizer.json`` and its control ids as one bytes value; these become special if they were not.
-
-    Args:
-        data: The file's content.
-        eos: Id of the token that ends a text.
-        bos: Id of the one that begins it; ``eos`` where a model has none.
-        pad: Id that fills rows; ``eos`` where a model has none.
-
-    Raises:
-        UserError: The vocabulary is not ours to use.
-    """
     ids = {"bos": eos if bos is None else bos, "eos": eos, "pad": eos if pad is None else pad, "image": None}
-    names = {at: name for name, at in _load(data, "the tokenizer").get_vocab(with_added_tokens=True).items()}
-    _make_special(data, {at: names[at] for at in ids.values() if at in names})
-    return _packed(data, ids)
+    _make_special(data, {at: name for name, at in vocabulary.items() if at in ids.values()})
+    return _packed(data, ids, str(file))
 
 
 def grown(proto: bytes, tokens: Sequence[str]) -> bytes:
-    """The tokenizer with special tokens added behind its last id; the first of ``tokens`` is the picture's."""
+    """The tokenizer with special tokens added behind its last id, those it has made special (``grow``)."""
     data = _object(proto, "the tokenizer")
     ids: Ids = data.pop(KEY)
-    vocabulary = _load(data, "the tokenizer").get_vocab(with_added_tokens=True)
+    vocabulary = _vocabulary(data)
     for token in tokens:
         vocabulary.setdefault(token, len(vocabulary))
     _make_special(data, {vocabulary[token]: token for token in tokens})
-    return _packed(data, {**ids, "image": vocabulary[tokens[0]]} if tokens else ids)
+    image = vocabulary[PICTURE] if PICTURE in tokens else ids["image"]
+    return _packed(data, {**ids, "image": image}, "the tokenizer")
 
 
-def _packed(data: dict[str, Any], ids: Ids) -> bytes:
+def _packed(data: dict[str, Any], ids: Ids, where: str) -> bytes:
     proto = json.dumps({**data, KEY: ids}, ensure_ascii=False, separators=(",", ":")).encode()
-    HuggingFace(proto, "the tokenizer")
+    tokenizer = HuggingFace(proto, where)
+    if (back := tokenizer.decode(tokenizer.encode(PROBE))) != PROBE:
+        raise UserError(
+            f"{where} does not give a text back: {PROBE!r} becomes {back!r}; expected a tokenizer that does"
+        )
     return proto
+
+
+def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
+    """Ids by token, of a file that loads."""
+    added = {token["content"]: token["id"] for token in data.get("added_tokens") or ()}
+    return {**data["model"]["vocab"], **added}
 
 
 def _object(proto: bytes, where: str) -> dict[str, Any]:
@@ -164,36 +163,39 @@ def _load(data: dict[str, Any], where: str) -> tokenizers.Tokenizer:
 
 def _check_ids(tokenizer: tokenizers.Tokenizer, data: dict[str, Any], where: str) -> None:
     """Every id has one token: the library closes holes silently, which would move every id behind them."""
+    names = _vocabulary(data)
+    if holes := set(range(len(names))) - set(names.values()):
+        raise UserError(f"{where} has {len(names)} tokens, none with the id {min(holes)}; expected ids without holes")
     for token in data.get("added_tokens") or ():
         if (found := tokenizer.token_to_id(token["content"])) != token["id"]:
             raise UserError(
-                f"{where} gives the token {token['content']!r} the id {token['id']}, the vocabulary ends at {found}; "
-                f"expected ids without holes (added_tokens)"
+                f"{where} gives {token['content']!r} the id {token['id']} in added_tokens, where it is loaded as "
+                f"{found}; expected one id for each token"
             )
-    ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
-    if hole := next((at for at in range(max(ids, default=0)) if at not in ids), None):
-        raise UserError(f"{where} has no token for id {hole}, but ids up to {max(ids)}; expected ids without holes")
 
 
 def _parts(step: Any) -> Iterable[dict[str, Any]]:
     """A step of the pipeline and, of a sequence, those inside it."""
     if isinstance(step, dict):
         yield step
-        for inner in step.get("pretokenizers", ()):
+        for inner in step.get("pretokenizers") or ():
             yield from _parts(inner)
 
 
-def _add(data: dict[str, Any], decoder: dict[str, Any]) -> None:
+def _add(data: dict[str, Any], decoder: dict[str, Any], where: str) -> None:
     """Tokens that stand in ``tokenizer_config.json`` alone, as transformers adds them."""
-    added = data.setdefault("added_tokens", [])
-    known = {token["content"] for token in added} | data.get("model", {}).get("vocab", {}).keys()
-    for at, token in sorted(decoder.items(), key=lambda item: int(item[0])):
-        if token["content"] not in known:
-            added.append(_token(int(at), token["content"]) | token)
+    data["added_tokens"] = added = data.get("added_tokens") or []
+    known = {token["content"] for token in added}
+    try:
+        tokens = [{**_token(int(at), token["content"]), "special": False, **token} for at, token in decoder.items()]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{where} has added_tokens_decoder = {decoder!r:.60}; expected tokens by their ids") from None
+    added += [token for token in tokens if token["content"] not in known]
+    added.sort(key=lambda token: token["id"])
 
 
 def _make_special(data: dict[str, Any], tokens: dict[int, str]) -> None:
-    added = data.setdefault("added_tokens", [])
+    added = data["added_tokens"]
     there = {token["id"]: token for token in added}
     for at, name in tokens.items():
         if at in there:
@@ -212,7 +214,7 @@ def _said(role: str, says: dict[str, dict[str, Any]], vocabulary: dict[str, int]
     """The id of a role: the token named in ``tokenizer_config.json``, else the first id that a neighbour gives."""
     token = says.get(FROM[0], {}).get(f"{role}_token")
     name = token.get("content") if isinstance(token, dict) else token
-    if name in vocabulary:
+    if isinstance(name, str) and name in vocabulary:
         return vocabulary[name]
     for file in FROM[1:]:
         ids = says.get(file, {}).get(f"{role}_token_id")

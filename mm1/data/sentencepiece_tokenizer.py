@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 import sentencepiece
 
 from mm1.errors import UserError
+from mm1.sample import PICTURE
 
 PAD, BOS, EOS, UNK = range(4)
-PICTURE = "<image>"  # a picture's place where other formats need a name for it; our batches have mm1.batch.IMAGE
 
 
 class SentencePiece:

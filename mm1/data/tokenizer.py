@@ -16,10 +16,11 @@ from typing import Protocol
 
 from mm1.data import hf_tokenizer, sentencepiece_tokenizer
 from mm1.data.hf_tokenizer import HuggingFace, from_hf
-from mm1.data.sentencepiece_tokenizer import BOS, EOS, PAD, PICTURE, UNK, SentencePiece, train
+from mm1.data.sentencepiece_tokenizer import BOS, EOS, PAD, UNK, SentencePiece, train
 from mm1.errors import UserError
+from mm1.sample import PICTURE
 
-__all__ = ["BOS", "EOS", "PAD", "PICTURE", "UNK", "Codec", "Tokenizer", "find", "from_hf", "grow", "put", "train"]
+__all__ = ["BOS", "EOS", "PAD", "UNK", "Codec", "Tokenizer", "find", "from_hf", "grow", "put", "train"]
 
 FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -105,7 +106,11 @@ class Tokenizer:
 
 
 def grow(proto: bytes, tokens: Sequence[str] = (PICTURE,)) -> bytes:
-    """The tokenizer with control tokens added behind its last id; those that it has already keep their ids."""
+    """The tokenizer with control tokens added behind its last id; those that it has already keep their ids.
+
+    ``<image>`` among them is :attr:`Tokenizer.image` from then on: other formats need a token there, our own batches
+    have :data:`mm1.batch.IMAGE`.
+    """
     return (hf_tokenizer.grown if _is_json(proto) else sentencepiece_tokenizer.grown)(proto, tokens)
 
 
