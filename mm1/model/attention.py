@@ -71,6 +71,10 @@ def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask) -> Tensor
     """Softmax attention under ``mask``; each of the G key-value heads serves H / G query heads."""
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
     if isinstance(mask, Tensor):
+        if grouped and q_BHTK.is_cuda:  # its fused kernels that take a mask take no groups; the other holds all scores
+            share = q_BHTK.shape[1] // k_BGTK.shape[1]
+            k_BGTK, v_BGTK = (x_BGTK.repeat_interleave(share, dim=1) for x_BGTK in (k_BGTK, v_BGTK))
+            grouped = False
         return scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, enable_gqa=grouped)
     return _compiled(flex_attention)(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=grouped)
 
@@ -166,7 +170,8 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, heads, T, K]: projected, normed, clipped, split."""
         y_BTX = project(x_BTD)
         if norm is not None:  # over as many numbers as it has weights: those of a head, or all
-            y_BTX = norm(y_BTX.unflatten(-1, (-1, norm.weight.numel()))).flatten(-2).to(y_BTX.dtype)
+            split = y_BTX.to(norm.weight.dtype).unflatten(-1, (-1, norm.weight.numel()))
+            y_BTX = norm(split).flatten(-2).to(y_BTX.dtype)
         if self.clip is not None:
             y_BTX = y_BTX.clamp(-self.clip, self.clip)
         return y_BTX.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
