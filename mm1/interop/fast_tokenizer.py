@@ -55,7 +55,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(at, p.text) for at, p in enumerate(pieces) if p.kind in (UNKNOWN, CONTROL)],
+        "added_tokens": [added_token(at, p.text) for at, p in enumerate(pieces) if p.kind in (UNKNOWN, CONTROL)],
         "normalizer": _normalizer(normalizer),
         "pre_tokenizer": None,
         "post_processor": {
@@ -122,7 +122,8 @@ def _decoder(said: dict[int, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _added(at: int, text: str) -> dict[str, Any]:
+def added_token(at: int, text: str) -> dict[str, Any]:
+    """How ``tokenizer.json`` writes a special token."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": at, "content": text, **flags, "special": True}
 

@@ -1,0 +1,113 @@
+"""A model as a folder that transformers opens through :mod:`mm1.interop.transformers_mm1`, and :func:`mm1.load` as well.
+
+    config.json              the class-path tree that builds the model, control ids, sizes for tools
+    model.safetensors        every tensor by its name here, after ``model.``; shards with an index if it is big
+    tokenizer.json           the vocabulary;  tokenizer.model beside it where it came from sentencepiece
+    tokenizer_config.json, processor_config.json, chat_template.jinja, generation_config.json
+    modeling_mm1.py          three lines for ``trust_remote_code``, which import the installed package
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from mm1.data.tokenizer import PICTURE, Tokenizer
+from mm1.interop.fast_tokenizer import SPACE, added_token, tokenizer_json
+from mm1.interop.hf_processing import chat_template
+from mm1.interop.transformers_mm1 import MM1Config, MM1ImageProcessor, MM1Processor
+from mm1.interop.write import write_tensors
+from mm1.model.mm1 import MM1
+from mm1.model.stored import PREFIX, Stored
+
+SPACES = (SPACE, "\u0120")  # how vocabularies write a space: sentencepiece, and GPT-2's bytes
+NEW_TOKENS = 64  # of an answer, as Assistant.generate
+REMOTE = "modeling_mm1"
+REMOTE_CODE = '''"""Lets transformers find the classes of the installed package mm1 by trust_remote_code=True."""
+
+from mm1.interop.transformers_mm1 import MM1Config, MM1ForConditionalGeneration, MM1ImageProcessor, MM1Processor
+'''
+
+
+def write_transformers(found: Stored, folder: Path) -> None:
+    """Write the files of a stored model into an existing folder.
+
+    Raises:
+        UserError: The model does not fit its own configuration, or its vocabulary has no place in ``tokenizer.json``.
+    """
+    model, tokenizer = found.model(), Tokenizer.from_bytes(found.tokenizer)
+    image = tokenizer.vocabulary if tokenizer.image is None else tokenizer.image
+    _write_processor(folder, model, tokenizer, image)
+    _config(model, yaml.safe_load(found.config), tokenizer, image).save_pretrained(folder)
+    _generation(model, tokenizer, image).save_pretrained(folder)
+    (folder / f"{REMOTE}.py").write_text(REMOTE_CODE)
+    state = model.state_dict()
+    tensors = ((PREFIX + name, tensor) for name, tensor in state.items())
+    write_tensors(folder, tensors, {"format": "pt"}, total=len(state))
+
+
+def _write_processor(folder: Path, model: MM1, tokenizer: Tokenizer, image: int) -> None:
+    """Everything that stands before the model."""
+    data = _vocabulary(tokenizer, image)
+    names = {at: name for name, at in data["model"]["vocab"].items()}
+    names |= {token["id"]: token["content"] for token in data["added_tokens"]}
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token=names[tokenizer.bos],
+        eos_token=names[tokenizer.eos],
+        pad_token=names[tokenizer.pad],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    spaced = names[tokenizer.encode("a")[0]].startswith(SPACES)
+    processor = MM1Processor(MM1ImageProcessor.of(model.image_spec), fast, chat_template(" " if spaced else ""))
+    processor.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")  # as it was: mm1 makes the same bytes of it again
+    if tokenizer.file_name != "tokenizer.json":
+        (folder / tokenizer.file_name).write_bytes(tokenizer.proto)
+
+
+def _vocabulary(tokenizer: Tokenizer, image: int) -> dict[str, Any]:
+    """The content of ``tokenizer.json``, with a token for pictures."""
+    if tokenizer.file_name != "tokenizer.json":
+        data = tokenizer_json(tokenizer)
+    else:
+        data = json.loads(tokenizer.proto)
+        del data["mm1"]
+        step = data.get("pre_tokenizer") or {}
+        for part in (step, *step.get("pretokenizers", ())):
+            if part.get("prepend_scheme") == "first":  # of a text, that is; here it may follow a picture
+                part["prepend_scheme"] = "always"
+    if image not in {token["id"] for token in data["added_tokens"]}:
+        data["added_tokens"].append(added_token(image, PICTURE))
+    return data
+
+
+def _config(model: MM1, tree: dict[str, Any], tokenizer: Tokenizer, image: int) -> MM1Config:
+    ids = {role: getattr(tokenizer, role) for role in ("bos", "eos", "pad", "image")}
+    config = MM1Config.of(model, tree, ids, image)
+    config.dtype = model.decoder.norm.weight.dtype
+    classes = {"AutoConfig": "MM1Config", "AutoModelForImageTextToText": "MM1ForConditionalGeneration"}
+    config.auto_map = {auto: f"{REMOTE}.{name}" for auto, name in classes.items()}
+    return config
+
+
+def _generation(model: MM1, tokenizer: Tokenizer, image: int) -> GenerationConfig:
+    """Greedy, as everywhere here; rows of the embedding that are no token, and the picture's, are never said."""
+    rows = model.decoder.vocabulary
+    never = {*range(tokenizer.vocabulary, rows), *([image] if image < rows else ())}
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos,
+        eos_token_id=tokenizer.eos,
+        pad_token_id=tokenizer.pad,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        suppress_tokens=sorted(never) or None,
+    )
