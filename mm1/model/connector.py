@@ -36,6 +36,15 @@ class Connector(nn.Module):
             )
         self.d_in, self.d_out, self.grid, self.tokens, self.side = d_in, d_out, grid, tokens, isqrt(tokens)
 
+    def _check_pooling(self) -> None:
+        """Refuse to pool a grid to a finer one, which would only repeat patches."""
+        if self.side > self.grid:
+            raise UserError(
+                f"the encoder makes {self.grid} x {self.grid} patches and the connector is to pool them to "
+                f"{self.side} x {self.side} tokens; expected no more tokens than patches "
+                f"(model.connector.init_args.tokens, model.vision.init_args.image_px)"
+            )
+
     def forward(self, patches_IPV: Tensor) -> Tensor:
         """[I, P, V] -> [I, N, D]."""
         raise NotImplementedError
@@ -65,6 +74,7 @@ class CAbstractor(Connector):
         self, d_in: int, d_out: int, grid: int, *, tokens: int = 144, width: int = 1024, depth: int = 3
     ) -> None:
         super().__init__(d_in, d_out, grid, tokens)
+        self._check_pooling()
         self.positions_1PV = nn.Parameter(torch.empty(1, grid**2, d_in))
         self.before = _blocks(depth, d_in, width)
         self.after = _blocks(depth, width, width)
@@ -90,6 +100,7 @@ class AveragePool(Connector):
 
     def __init__(self, d_in: int, d_out: int, grid: int, *, tokens: int = 144) -> None:
         super().__init__(d_in, d_out, grid, tokens)
+        self._check_pooling()
         self.readout = nn.Linear(d_in, d_out)
 
     def forward(self, patches_IPV: Tensor) -> Tensor:

@@ -6,30 +6,40 @@ MM1's final encoder is a ViT-H/14 at 378 px trained by CLIP on DFN-5B (section 4
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import open_clip
 import timm
 import torch
-from open_clip.factory import load_state_dict as read_open_clip
-from open_clip.model import _build_vision_tower  # the only way to a tower without building its text encoder too
-from open_clip.transformer import VisionTransformer as OpenClipTransformer
-from timm.models import load_state_dict as read_timm
+from open_clip.factory import load_state_dict as read_published
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from mm1.errors import UserError
+from mm1.model.open_clip_tower import preprocessing, tower
 from mm1.model.positions import follow_grid
+from mm1.model.weight_file import read_weights
 
 Resize = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bicubic", "bilinear"]
+Rgb = tuple[float, float, float]
+
+# What a published CLIP holds beside its image tower: the other tower, and what both are compared by.
+TEXT_HALF = re.compile(
+    r"positional_embedding|text_projection|logit_scale|logit_bias|attn_mask|"
+    r"(token_embedding|transformer|ln_final|text|text_decoder)\..+"
+)
+# What a published timm tower holds after its last block and norm: a classifier and what pools for it.
+POOLING_HALF = ("head.", "fc_norm.", "attn_pool.")
 
 
 class VisionEncoder(nn.Module):
     """Base of all encoders. ``visual`` is the library's own tower, so its files' names are ours.
 
     Attributes:
+        name: What the library calls the tower.
         width: Width V of a patch token.
         grid: Patches a side.
         image_px: Side of the square picture.
@@ -37,12 +47,13 @@ class VisionEncoder(nn.Module):
         resize, interpolation: How pictures are brought to size, as :class:`mm1.batch.ImageSpec` says.
     """
 
+    name: str
     visual: Any
     width: int
     grid: int
     image_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Rgb
+    std: Rgb
     resize: Resize
     interpolation: Interpolation
 
@@ -53,6 +64,25 @@ class VisionEncoder(nn.Module):
     def load_pretrained(self) -> None:
         """Replace random weights by published ones; nothing happens where none were asked for."""
         raise NotImplementedError
+
+    def _set_preprocessing(
+        self,
+        published: Mapping[str, Any],
+        mean: Rgb | None,
+        std: Rgb | None,
+        resize: Resize,
+        interpolation: Interpolation | None,
+    ) -> None:
+        self.mean, self.std = mean or tuple(published["mean"]), std or tuple(published["std"])
+        self.resize, self.interpolation = resize, interpolation or published["interpolation"]
+
+    def _set_grid(self, image_px: tuple[int, int], grid: tuple[int, int]) -> None:
+        if image_px[0] != image_px[1] or grid[0] != grid[1]:
+            raise UserError(
+                f"{self.name} sees pictures of {image_px[0]} x {image_px[1]} px as {grid[0]} x {grid[1]} patches; "
+                f"expected a square of both (model.vision.init_args.image_px)"
+            )
+        self.image_px, self.grid = image_px[0], grid[0]
 
     def _load(self, state: dict[str, Tensor], unused: set[str], origin: str) -> None:
         """Load the tower's weights; every tensor must find its place.
@@ -82,9 +112,19 @@ class OpenClip(VisionEncoder):
         name: Model name, as ``open_clip.list_models()`` gives them.
         tag: Published weights that :meth:`load_pretrained` fetches, and whose preprocessing is taken.
         weights: A local file read in place of the tag's download.
+        allow_pickle: Whether ``weights`` may be a pickle, of which tensors are read and nothing else.
         layer: -1 reads the last layer after the final norm; -2, -3, ... read that block's raw output, and the blocks
             above it are left out.
         image_px: Side of the pictures if not the model's own; the position table follows.
+        patch_px: Side of a patch if not the model's own.
+        width: Width V, likewise.
+        layers: Blocks, likewise.
+        heads: Attention heads, likewise.
+        ffn_width: Inner width of a block's feed-forward layer, likewise.
+        mean: What pictures are normalised by, in 0..1, if not what the tag says (without a tag, open_clip's default).
+        std: Likewise.
+        resize: How pictures are brought to size, likewise.
+        interpolation: By which filter, likewise.
         checkpointing: Recompute blocks in the backward pass instead of keeping their activations.
     """
 
@@ -94,37 +134,32 @@ class OpenClip(VisionEncoder):
         *,
         tag: str | None = None,
         weights: str | None = None,
+        allow_pickle: bool = False,
         layer: int = -1,
         image_px: int | None = None,
+        patch_px: int | None = None,
+        width: int | None = None,
+        layers: int | None = None,
+        heads: int | None = None,
+        ffn_width: int | None = None,
+        mean: Rgb | None = None,
+        std: Rgb | None = None,
+        resize: Resize | None = None,
+        interpolation: Interpolation | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        config = open_clip.get_model_config(name)
-        if config is None:
-            raise UserError(
-                f"open_clip has no model {name!r}; open_clip.list_models() lists them (model.vision.init_args.name)"
-            )
-        self.name, self.tag, self.weights, self.layer = name, tag, weights, layer
-        shape = config["vision_cfg"] | ({} if image_px is None else {"image_size": image_px})
-        self.visual = _build_vision_tower(config["embed_dim"], shape, config.get("quick_gelu", False))
-        if not isinstance(self.visual, OpenClipTransformer) or self.visual.attn_pool is not None:
-            raise UserError(
-                f"open_clip's {name} has no plain vision transformer, whose patches form a grid; choose one that has "
-                f"(model.vision.init_args.name)"
-            )
-        self.width, self.image_px = self.visual.class_embedding.shape[0], self.visual.image_size[0]
-        self.grid = self.visual.grid_size[0]
-        self._take_preprocessing(_open_clip_preprocessing(name, tag))
+        self.name, self.tag, self.weights, self.allow_pickle, self.layer = name, tag, weights, allow_pickle, layer
+        sizes = {"image_size": image_px, "patch_size": patch_px, "width": width, "layers": layers}
+        self.visual = tower(name, sizes, heads, ffn_width)
+        self.width = self.visual.class_embedding.shape[0]
+        self._set_grid(self.visual.image_size, self.visual.grid_size)
+        published = preprocessing(name, tag)
+        ways: dict[str, Resize] = {"squash": "squash", "shortest": "crop", "longest": "pad"}
+        self._set_preprocessing(published, mean, std, resize or ways[published["resize_mode"]], interpolation)
         self.left_out = _prune(self.visual, layer, len(self.visual.transformer.resblocks))
         self.visual.set_grad_checkpointing(checkpointing)
         follow_grid(self, "visual.positional_embedding", self.grid, prefix_tokens=1)
-
-    def _take_preprocessing(self, published: dict[str, Any]) -> None:
-        ways: dict[str, Resize] = {"squash": "squash", "shortest": "crop", "longest": "pad"}
-        self.mean = published.get("mean", open_clip.OPENAI_DATASET_MEAN)
-        self.std = published.get("std", open_clip.OPENAI_DATASET_STD)
-        self.resize = ways[published.get("resize_mode", "shortest")]
-        self.interpolation = published.get("interpolation", "bicubic")
 
     def forward(self, images_ICHW: Tensor) -> Tensor:
         """Normalised float pictures [I, 3, S, S] -> [I, P, V]."""
@@ -143,12 +178,15 @@ class OpenClip(VisionEncoder):
         Raises:
             UserError: The file does not exist or does not fit, or the download failed.
         """
-        path = self.weights or (self.tag and self._download())
-        if not path:
+        if self.weights:
+            origin, state = self.weights, read_weights(self.weights, self.allow_pickle)
+        elif self.tag:
+            origin = self._download()
+            state = read_published(origin)
+        else:
             return
-        state = _read(read_open_clip, path)
-        tower = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
-        self._load(tower, self.left_out, path)
+        tower = {n.removeprefix("visual."): value for n, value in state.items() if not TEXT_HALF.fullmatch(n)}
+        self._load(tower, self.left_out, origin)
 
     def _download(self) -> str:
         try:
@@ -167,13 +205,17 @@ class Timm(VisionEncoder):
         name: Model name, as ``timm.list_models()`` gives them; a tag follows a dot.
         pretrained: Whether :meth:`load_pretrained` fetches the published weights.
         weights: A local file read in place of the download.
+        allow_pickle: Whether ``weights`` may be a pickle, of which tensors are read and nothing else.
         layer: As for :class:`OpenClip`.
         image_px: Side of the pictures if not the model's own; the position table follows.
         patch_px: Side of a patch if not the model's own.
         width: Width V, likewise.
         layers: Blocks, likewise.
         heads: Attention heads, likewise.
+        mean: What pictures are normalised by, in 0..1, if not what timm says of the name.
+        std: Likewise.
         resize: How pictures are brought to size; timm's towers were trained on centre crops.
+        interpolation: By which filter, if not what timm says.
         checkpointing: Recompute blocks in the backward pass instead of keeping their activations.
     """
 
@@ -183,13 +225,17 @@ class Timm(VisionEncoder):
         *,
         pretrained: bool = False,
         weights: str | None = None,
+        allow_pickle: bool = False,
         layer: int = -1,
         image_px: int | None = None,
         patch_px: int | None = None,
         width: int | None = None,
         layers: int | None = None,
         heads: int | None = None,
+        mean: Rgb | None = None,
+        std: Rgb | None = None,
         resize: Resize = "crop",
+        interpolation: Interpolation | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -202,14 +248,13 @@ class Timm(VisionEncoder):
             "depth": layers,
             "num_heads": heads,
         }
-        self.name, self.pretrained, self.weights, self.layer = name, pretrained, weights, layer
+        self.name, self.pretrained, self.layer = name, pretrained, layer
+        self.weights, self.allow_pickle = weights, allow_pickle
         self.shape = {key: value for key, value in shape.items() if value is not None}
         self.visual = self._create(pretrained=False)
         self.width = self.visual.embed_dim
-        self.image_px, self.grid = self.visual.patch_embed.img_size[0], self.visual.patch_embed.grid_size[0]
-        published = self.visual.pretrained_cfg
-        self.mean, self.std = published["mean"], published["std"]
-        self.resize, self.interpolation = resize, published["interpolation"]
+        self._set_grid(self.visual.patch_embed.img_size, self.visual.patch_embed.grid_size)
+        self._set_preprocessing(self.visual.pretrained_cfg, mean, std, resize, interpolation)
         self.left_out = _prune(self.visual, layer, len(self.visual.blocks))
         self.visual.set_grad_checkpointing(checkpointing)
         prefix_tokens = 0 if self.visual.no_embed_class else self.visual.num_prefix_tokens
@@ -242,8 +287,8 @@ class Timm(VisionEncoder):
             UserError: The file does not exist or does not fit, or the download failed.
         """
         if self.weights:
-            state = checkpoint_filter_fn(_read(read_timm, self.weights), self.visual)
-            heads = {name for name in state if name.startswith(("head.", "fc_norm.", "attn_pool."))}
+            state = checkpoint_filter_fn(read_weights(self.weights, self.allow_pickle), self.visual)
+            heads = {name for name in state if name.startswith(POOLING_HALF)}
             self._load(state, self.left_out | heads, self.weights)
         elif self.pretrained:
             try:
@@ -257,17 +302,6 @@ class Timm(VisionEncoder):
             self._load(state, self.left_out, self.name)
 
 
-def _open_clip_preprocessing(name: str, tag: str | None) -> dict[str, Any]:
-    """What the tag's weights were trained on, or open_clip's defaults without a tag."""
-    if tag is None:
-        return {}
-    published = open_clip.get_pretrained_cfg(name, tag)
-    if not published:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"{name} has no weights {tag!r}; expected one of: {tags} (model.vision.init_args.tag)")
-    return published
-
-
 def _prune(visual: Any, layer: int, layers: int) -> set[str]:
     """Leave out what the output never sees, so that no parameter is without a gradient; the names of what went."""
     if not -layers <= layer <= -1:
@@ -275,15 +309,3 @@ def _prune(visual: Any, layer: int, layers: int) -> set[str]:
     names = set(visual.state_dict())
     visual.prune_intermediate_layers([layers + layer], prune_norm=layer != -1, prune_head=True)
     return names - set(visual.state_dict())
-
-
-def _read(reader: Any, path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; expected a file of weights (model.vision.init_args.weights)")
-    try:
-        return reader(path)
-    except Exception as error:  # whatever an unpickler or a safetensors header can raise
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(
-            f"{path} could not be read as weights ({type(error).__name__}: {reason}) (model.vision.init_args.weights)"
-        ) from None

@@ -4,6 +4,7 @@ import json
 
 import open_clip
 import pytest
+import safetensors.torch
 import timm
 import torch
 
@@ -27,8 +28,8 @@ def clip(request, tmp_path_factory):
     with torch.no_grad():
         for parameter in reference.parameters():  # nothing at its neutral value: a skipped norm must show
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    weights = path.with_suffix(".pt")
-    torch.save(reference.state_dict(), weights)
+    weights = path.with_suffix(".safetensors")
+    safetensors.torch.save_file(reference.state_dict(), weights)
     return name, reference.visual, str(weights)
 
 

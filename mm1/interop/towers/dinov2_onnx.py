@@ -78,7 +78,7 @@ def _matrices(graph: Any) -> dict[str, str]:
     """Each nameless matrix and the bias that is added to what it makes."""
     stored = {tensor.name for tensor in graph.initializer}
     products = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
-    found = {}
+    found: dict[str, str] = {}
     for node in graph.node:
         if node.op_type == "Add":
             matrices = [products[name] for name in node.input if products.get(name) in stored]
