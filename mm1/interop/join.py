@@ -56,26 +56,26 @@ def join(
     Raises:
         UserError: A part cannot be read or is not supported, or the parts do not go together.
     """
-    published = open_decoder(decoder, allow_pickle)
-    tokenizer, files, tokens = _tokenizer(published)
-    arguments = published.arguments | {
-        "vocabulary": _rounded(max(tokenizer.vocabulary, published.arguments["vocabulary"]))
-    }
-    config = _config(model, arguments, vision_weights)
-    origin = Origin(_origin(published, files, tokens), config["init_args"]["vision"])
     with new_folder(out) as folder:
+        published = open_decoder(decoder, allow_pickle)
+        config = _config(model, published.arguments, vision_weights)
+        build(config)  # so that parts that do not go together are told before the long work
+        own, files = _tokenizer(published)
+        tokenizer = Tokenizer.from_bytes(grow(own.proto))
+        arguments = config["init_args"]["decoder"]["init_args"]
+        arguments["vocabulary"] = _rounded(max(tokenizer.vocabulary, arguments["vocabulary"]))
         joined = _encoder_and_connector(config, seed)
-        names = list(joined.state_dict())
         tensors = _tensors(joined, published, getattr(torch, dtype), seed)
-        write_tensors(folder, tensors, {"format": str(FORMAT)}, total=len(names))
+        write_tensors(folder, tensors, {"format": str(FORMAT)}, total=len(joined.state_dict()))
         (folder / CONFIG).write_text(yaml.safe_dump(_without_weights(config), sort_keys=False))
         (folder / tokenizer.file_name).write_bytes(tokenizer.proto)
+        origin = Origin(_origin(published, own, files), config["init_args"]["vision"])
         (folder / ORIGIN).write_text(origin.to_json(), encoding="utf-8")
     return out
 
 
-def _tokenizer(published: Published) -> tuple[Tokenizer, dict[str, str], int]:
-    """The decoder's own with a token for pictures added, the small files beside it, and how many ids it had."""
+def _tokenizer(published: Published) -> tuple[Tokenizer, dict[str, str]]:
+    """The decoder's own, and the small files beside it."""
     path = published.path
     if isinstance(published.files, Gguf):
         proto, files = published.files.tokenizer()
@@ -83,13 +83,13 @@ def _tokenizer(published: Published) -> tuple[Tokenizer, dict[str, str], int]:
         proto, files = from_hf(path), small_files(path)
     else:
         proto, files = (path / "tokenizer.model").read_bytes(), small_files(path)
-    tokens, rows = Tokenizer.from_bytes(proto).vocabulary, published.arguments["vocabulary"]
-    if tokens > rows:
+    tokenizer, rows = Tokenizer.from_bytes(proto), published.arguments["vocabulary"]
+    if tokenizer.vocabulary > rows:
         raise UserError(
-            f"the tokenizer of {path} has {tokens} ids, its embedding {rows} rows (vocab_size); expected at least as "
-            f"many rows, so that every id has one"
+            f"the tokenizer of {path} has {tokenizer.vocabulary} ids, its embedding {rows} rows (vocab_size); "
+            f"expected at least as many rows, so that every id has one"
         )
-    return Tokenizer.from_bytes(grow(proto)), files, tokens
+    return tokenizer, files
 
 
 def _config(model: Path, arguments: dict[str, Any], vision_weights: Path | None) -> dict[str, Any]:
@@ -102,6 +102,8 @@ def _config(model: Path, arguments: dict[str, Any], vision_weights: Path | None)
         )
     vision = parts["vision"]
     if vision_weights is not None:
+        if not vision_weights.exists():
+            raise UserError(f"{vision_weights} does not exist; expected the weights of the encoder (vision_weights)")
         vision = {**vision, "init_args": {**(vision.get("init_args") or {}), "weights": str(vision_weights)}}
     if not any((vision.get("init_args") or {}).get(key) for key in SOURCES):
         raise UserError(
@@ -152,7 +154,7 @@ def _tensors(model: MM1, published: Published, dtype: torch.dtype, seed: int) ->
 def _new_rows(old_VD: Tensor, count: int, seed: int) -> Tensor:
     """Rows of new tokens: the mean of the old ones, so that none is likely at once, and noise to tell them apart."""
     mean_D = old_VD.mean(0, dtype=torch.float32)
-    spread = torch.stack([part.float().sub_(mean_D).square_().mean() for part in old_VD.split(4096)]).mean().sqrt()
+    spread = torch.stack([(part.float() - mean_D).square().mean() for part in old_VD.split(4096)]).mean().sqrt()
     noise = torch.randn(count, len(mean_D), generator=torch.Generator().manual_seed(seed))
     return (mean_D + NOISE * spread * noise).to(old_VD.dtype)
 
@@ -161,7 +163,7 @@ def _rounded(vocabulary: int) -> int:
     return -(-vocabulary // MULTIPLE) * MULTIPLE
 
 
-def _origin(published: Published, files: dict[str, str], tokens: int) -> DecoderOrigin:
+def _origin(published: Published, tokenizer: Tokenizer, files: dict[str, str]) -> DecoderOrigin:
     types = published.files.types
     dtype = Counter(types.values()).most_common(1)[0][0]
     (head,) = published.family.whole["head.weight"]
@@ -170,10 +172,11 @@ def _origin(published: Published, files: dict[str, str], tokens: int) -> Decoder
         source=published.path.resolve().name,
         config=published.config,
         vocabulary=published.arguments["vocabulary"],
-        tokens=tokens,
+        tokens=tokenizer.vocabulary,
         layout=published.layout,
         dtype=dtype,
         dtypes={name: kind for name, kind in types.items() if kind != dtype},
+        sentencepiece_bytes=len(tokenizer.proto) if tokenizer.file_name == "tokenizer.model" else None,
         stored_head=bool(published.arguments["tied"]) and head in published.files.shapes,
         files=files,
         licence=published.files.licence if isinstance(published.files, Gguf) else licence_of(published.path),

@@ -30,6 +30,7 @@ class DecoderOrigin:
         layout: Which of the family's layouts its tensors had.
         dtype: Type of most of its tensors.
         dtypes: Type of each of the others, by their name.
+        sentencepiece_bytes: Length of its ``tokenizer.model``, which ours continues; None for the other kind.
         stored_head: Whether it kept a head although that is the embedding.
         files: Small text files of its folder that go with it, by name.
         licence: What it says of its licence, if anything.
@@ -43,6 +44,7 @@ class DecoderOrigin:
     layout: int
     dtype: str
     dtypes: dict[str, str] = field(default_factory=dict)
+    sentencepiece_bytes: int | None = None
     stored_head: bool = False
     files: dict[str, str] = field(default_factory=dict)
     licence: str | None = None

@@ -40,6 +40,20 @@ def build_part(value: Any, kind: type[Part], device: str = "meta", origin: str =
         raise UserError(f"{origin} does not describe a model: {sentence(error)}") from None
 
 
+def resolve(value: Any, kind: type, origin: str = "the model configuration") -> dict[str, Any]:
+    """The same class-path tree with every argument in it that a class has, defaults included.
+
+    Raises:
+        UserError: A class or key that is not known.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=kind, required=True)
+    try:
+        return parser.parse_object({"model": value}).as_dict()["model"]
+    except ArgumentError as error:
+        raise UserError(f"{origin} does not describe a model: {sentence(error)}") from None
+
+
 def read(path: str | Path) -> Any:
     """What a YAML file holds.
 
