@@ -12,8 +12,9 @@ from mm1.errors import door, underscored
 from mm1.interop.encoders import encoder
 from mm1.interop.export import export
 from mm1.interop.join import join
+from mm1.interop.upcycle import upcycle
 
-COMMANDS: dict[str, Callable[..., Path]] = {"encoder": encoder, "export": export, "join": join}
+COMMANDS: dict[str, Callable[..., Path]] = {"encoder": encoder, "export": export, "join": join, "upcycle": upcycle}
 NAMED = ("join",)  # takes several files, so that each is given by name
 SWITCHES = {"allow_pickle": "read pytorch_model.bin where there is no safetensors; nothing in it is executed"}
 

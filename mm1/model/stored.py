@@ -52,6 +52,16 @@ class Stored:
         Raises:
             UserError: The configuration builds no model, or tensors are missing, left over or misshaped.
         """
+        model = self.empty()
+        fill(model, self.weights, self.origin)
+        return model.eval()
+
+    def empty(self) -> MM1:
+        """The model without its weights, on the meta device.
+
+        Raises:
+            UserError: The configuration builds no model.
+        """
         try:
             config = yaml.safe_load(self.config)
         except yaml.YAMLError as error:
@@ -59,11 +69,9 @@ class Stored:
         if not isinstance(config, dict):
             raise UserError(f"{self.origin} has a model configuration without a class_path; expected a tree of them")
         try:
-            model = build(config)
+            return build(config)
         except UserError as error:
             raise UserError(f"{self.origin}: {error}") from None
-        fill(model, self.weights, self.origin)
-        return model.eval()
 
 
 def read(path: str | Path) -> Stored:
@@ -166,7 +174,7 @@ def _shards(path: Path) -> list[str]:
 
 def _map(path: Path, names: list[str]) -> dict[str, Tensor]:
     """Tensors as views of the mapped files."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name in names:
         try:
             with safetensors.safe_open(path / name, framework="pt") as file:

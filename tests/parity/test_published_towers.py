@@ -18,6 +18,7 @@ from timm.models import save_for_hf as save_timm
 from mm1.errors import UserError
 from mm1.interop.encoders import encoder
 from mm1.model.build import build_part
+from mm1.model.positions import resample_positions
 from mm1.model.vision import VisionEncoder
 
 PX = 40
@@ -167,6 +168,15 @@ def test_a_position_table_is_resampled_as_open_clip_does_it(open_clip_folder, tm
     open_clip.model.resize_pos_embed(state, holder)
     assert torch.allclose(tower.visual.positional_embedding, state["visual.positional_embedding"], atol=1e-6)
     assert tower.grid == px // 8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("prefix", "px"), [(0, 24), (1, 64), (1, 40)])
+def test_a_position_table_is_resampled_as_timm_does_it(prefix, px):
+    """What a checkpoint at another size goes through; a published file goes through timm's own code."""
+    table = torch.randn(1, prefix + 25, 32, generator=torch.Generator().manual_seed(0))
+    expected = timm.layers.resample_abs_pos_embed(table, [px // 8, px // 8], [5, 5], num_prefix_tokens=prefix)
+    assert torch.allclose(resample_positions(table, px // 8, prefix), expected, atol=1e-6)
 
 
 DFN5B = {

@@ -1,0 +1,109 @@
+"""A dense model becomes an MoE that says the same: feed-forward layers are copied into experts (Komatsuzaki 2022).
+
+Shares of the chosen experts sum to one, so that equal experts answer as the one layer did, whatever the router thinks.
+They part ways in training, each on the tokens it is sent; noise lets them begin apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+import yaml
+from torch import Tensor
+
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError, at_least
+from mm1.interop.write import new_folder, write_tensors
+from mm1.model import stored
+from mm1.model.build import build
+from mm1.model.init import init_parameters
+from mm1.model.mm1 import MM1
+from mm1.model.moe.layer import MoE
+
+EXPERTS = re.compile(r"(decoder\.layers\.\d+\.ffn)\.experts\.(gate_up|down)")
+
+
+def upcycle(
+    model: Path,
+    out: Path,
+    *,
+    experts: int = 8,
+    every: int = 2,
+    top_k: int = 2,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Path:
+    """Make an MoE of a dense model; with no noise its output is the dense one's.
+
+    Args:
+        model: A dense model: a folder that mm1-convert wrote, or a ``*.ckpt`` of mm1-train.
+        out: Folder to write; must not exist.
+        experts: Copies of each feed-forward layer that becomes sparse.
+        every: Every n-th layer becomes sparse: layers n - 1, 2n - 1, ... counted from 0.
+        top_k: Experts that a token visits.
+        noise: Spread of normal noise on each copy, as a share of the layer's own.
+        seed: Decides routers and noise.
+
+    Raises:
+        UserError: The model cannot be read or is an MoE already, or the numbers do not go together.
+    """
+    at_least(2, {"experts": experts})
+    at_least(1, {"every": every, "top_k": top_k})
+    at_least(0, {"noise": noise})
+    found = stored.read(model)
+    stored.check_fits(found.weights, found.empty().state_dict(), f"{found.origin} does not fit its configuration")
+    config = _sparse_config(found, {"experts": experts, "top_k": top_k}, every)
+    sparse = build(config)
+    _fill_routers(sparse, seed)
+    with new_folder(out) as folder:
+        tensors = _tensors(sparse, found.weights, noise, seed)
+        write_tensors(folder, tensors, {"format": str(stored.FORMAT)}, total=len(sparse.state_dict()))
+        (folder / stored.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+        (folder / Tokenizer.from_bytes(found.tokenizer).file_name).write_bytes(found.tokenizer)
+        if found.origin_json is not None:
+            (folder / stored.ORIGIN).write_text(found.origin_json, encoding="utf-8")
+    return out
+
+
+def _sparse_config(found: stored.Stored, moe: dict[str, Any], every: int) -> dict[str, Any]:
+    config = yaml.safe_load(found.config)
+    decoder = config["init_args"]["decoder"]["init_args"]
+    if decoder.get("moe") is not None:
+        raise UserError(f"{found.origin} is an MoE already; expected a dense model (model)")
+    decoder |= {"moe": {"class_path": "mm1.model.moe.layer.MoE", "init_args": moe}, "moe_every": every}
+    return config
+
+
+def _fill_routers(sparse: MM1, seed: int) -> None:
+    """Routers begin as those of any new MoE; everything else stays without values, which is to say without memory."""
+    for layer in sparse.decoder.layers:
+        if isinstance(layer.ffn, MoE):
+            layer.ffn.router.to_empty(device="cpu")
+    init_parameters(sparse, seed, len(sparse.decoder.layers))
+
+
+def _tensors(sparse: MM1, dense: Mapping[str, Tensor], noise: float, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the sparse model, one at a time, in the type of the dense model's decoder."""
+    dtype = dense["decoder.norm.weight"].dtype
+    for name, tensor in sparse.state_dict().items():
+        if match := EXPERTS.fullmatch(name):
+            yield (
+                name,
+                _copies(dense[f"{match[1]}.{match[2]}.weight"], len(tensor), noise, crc32(f"{seed} {name}".encode())),
+            )
+        else:
+            yield name, dense[name] if tensor.is_meta else tensor.detach().to(dtype)
+
+
+def _copies(weight: Tensor, experts: int, noise: float, seed: int) -> Tensor:
+    copies = weight.expand(experts, *weight.shape).contiguous()
+    if noise > 0:
+        generator, spread = torch.Generator().manual_seed(seed), noise * float(weight.float().std())
+        for expert in copies:
+            expert += (spread * torch.randn(weight.shape, generator=generator)).to(expert.dtype)
+    return copies
