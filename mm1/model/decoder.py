@@ -69,10 +69,10 @@ class Layer(nn.Module):
         """One layer; the second value is the router's, None where the feed-forward is dense."""
         read_BTD = self.attention_norm(x_BTD) if self.before else x_BTD
         y_BTD = self.attention(read_BTD, rotation, mask, cache, layer)
-        x_BTD = x_BTD + (y_BTD if self.before else self.attention_norm(y_BTD))
+        x_BTD = x_BTD + (y_BTD if self.before else self.attention_norm(y_BTD.to(x_BTD.dtype)))
         read_BTD = self.ffn_norm(x_BTD) if self.before else x_BTD
         y_BTD, stats = self.ffn(read_BTD, valid_BT) if isinstance(self.ffn, MoE) else (self.ffn(read_BTD), None)
-        return x_BTD + (y_BTD if self.before else self.ffn_norm(y_BTD)), stats
+        return x_BTD + (y_BTD if self.before else self.ffn_norm(y_BTD.to(x_BTD.dtype))), stats
 
 
 class Decoder(nn.Module):
@@ -136,6 +136,7 @@ class Decoder(nn.Module):
         self.kv_heads, self.head_width = head_shape(width, heads, kv_heads, head_width)
         self.windows_L = windows(layers, window_tokens, windowed_layers)
         self.rope, self.rope_base, self.checkpointing = rope or Rope(), rope_base, checkpointing
+        self.rope.check(self.head_width)
         sparse = sparse_layers(layers, moe_every, dense_layers) if moe else []
         attention = partial(
             Attention,

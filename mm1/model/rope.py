@@ -36,6 +36,13 @@ class Rope:
         angles = positions_BT[:, None, :, None].float() * self.turns(positions_BT, segments_BT, head_width, base)
         return angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
 
+    def check(self, head_width: int) -> None:
+        """Refuse numbers that cannot be; a decoder asks when it takes the rope, for jsonargparse loses errors before.
+
+        Raises:
+            UserError: The first that is wrong.
+        """
+
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """Radians that each pair turns by at a step, fp32[K / 2], or fp32[B, 1, T, K / 2] if documents differ."""
         return 1.0 / powers(head_width, base, positions_BT.device)
@@ -49,8 +56,11 @@ class LinearRope(Rope):
     """
 
     def __init__(self, factor: float) -> None:
-        _check_factor(factor)
         self.factor = factor
+
+    def check(self, head_width: int) -> None:
+        """As for :class:`Rope`."""
+        _check(self.factor)
 
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """As for :class:`Rope`."""
@@ -70,9 +80,13 @@ class DynamicRope(Rope):
     """
 
     def __init__(self, factor: float, original_positions: int) -> None:
-        _check_factor(factor)
-        at_least(1, {f"{WHERE}.original_positions": original_positions})
         self.factor, self.original_positions = factor, original_positions
+
+    def check(self, head_width: int) -> None:
+        """As for :class:`Rope`."""
+        _check(self.factor, self.original_positions)
+        if head_width < 4:
+            raise UserError(f"DynamicRope cannot slow a head of width {head_width}, which is one pair; expected 4")
 
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """As for :class:`Rope`."""
@@ -108,13 +122,6 @@ class YarnRope(Rope):
         mscale_all_dim: float | None = None,
         truncate: bool = True,
     ) -> None:
-        _check_factor(factor)
-        at_least(1, {f"{WHERE}.original_positions": original_positions})
-        if not beta_fast >= beta_slow > 0:
-            raise UserError(
-                f"beta_fast is {beta_fast} and beta_slow {beta_slow}; expected the first to be at least the second, "
-                f"and both above 0 ({WHERE})"
-            )
         self.factor, self.original_positions, self.truncate = factor, original_positions, truncate
         self.beta_fast, self.beta_slow = beta_fast, beta_slow
         if attention_factor is not None:
@@ -123,6 +130,15 @@ class YarnRope(Rope):
             self.attention_factor = self._sharpened(mscale) / self._sharpened(mscale_all_dim)
         else:
             self.attention_factor = self._sharpened(1.0)
+
+    def check(self, head_width: int) -> None:
+        """As for :class:`Rope`."""
+        _check(self.factor, self.original_positions)
+        if not self.beta_fast >= self.beta_slow > 0:
+            raise UserError(
+                f"beta_fast is {self.beta_fast} and beta_slow {self.beta_slow}; expected the first to be at least the "
+                f"second, and both above 0 ({WHERE})"
+            )
 
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """As for :class:`Rope`."""
@@ -141,7 +157,7 @@ class YarnRope(Rope):
         return head_width * math.log(self.original_positions / (rounds * 2 * math.pi)) / (2 * math.log(base))
 
     def _sharpened(self, scale: float) -> float:
-        return 0.1 * scale * math.log(self.factor) + 1.0
+        return 0.1 * scale * math.log(max(self.factor, 1.0)) + 1.0
 
 
 class Llama3Rope(Rope):
@@ -157,15 +173,17 @@ class Llama3Rope(Rope):
     def __init__(
         self, factor: float, original_positions: int, *, low_freq_factor: float = 1.0, high_freq_factor: float = 4.0
     ) -> None:
-        _check_factor(factor)
-        at_least(1, {f"{WHERE}.original_positions": original_positions})
-        if not high_freq_factor > low_freq_factor > 0:
-            raise UserError(
-                f"high_freq_factor is {high_freq_factor} and low_freq_factor {low_freq_factor}; expected the first to "
-                f"be above the second, and both above 0 ({WHERE})"
-            )
         self.factor, self.original_positions = factor, original_positions
         self.low_freq_factor, self.high_freq_factor = low_freq_factor, high_freq_factor
+
+    def check(self, head_width: int) -> None:
+        """As for :class:`Rope`."""
+        _check(self.factor, self.original_positions)
+        if not self.high_freq_factor > self.low_freq_factor > 0:
+            raise UserError(
+                f"high_freq_factor is {self.high_freq_factor} and low_freq_factor {self.low_freq_factor}; expected the "
+                f"first to be above the second, and both above 0 ({WHERE})"
+            )
 
     def turns(self, positions_BT: Tensor, segments_BT: Tensor, head_width: int, base: float) -> Tensor:
         """As for :class:`Rope`."""
@@ -201,5 +219,5 @@ def rotate(x_BHTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
-def _check_factor(factor: float) -> None:
-    at_least(1, {f"{WHERE}.factor": factor})
+def _check(factor: float, original_positions: int = 1) -> None:
+    at_least(1, {f"{WHERE}.factor": factor, f"{WHERE}.original_positions": original_positions})

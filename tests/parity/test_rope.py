@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mm1.errors import UserError
+from mm1.model.decoder import Decoder
 from mm1.model.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 
 LENGTH = 64  # that the model is said to have been trained on
@@ -83,14 +84,16 @@ def test_dynamic_turns_grow_with_the_document_and_with_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("rope", "message"),
     [
-        (lambda: LinearRope(0.5), "factor is 0.5; expected at least 1"),
-        (lambda: DynamicRope(2.0, 0), "original_positions is 0; expected at least 1"),
-        (lambda: YarnRope(2.0, 8, beta_fast=1.0, beta_slow=2.0), "beta_fast is 1.0 and beta_slow 2.0; expected"),
-        (lambda: Llama3Rope(2.0, 8, low_freq_factor=4.0), "high_freq_factor is 4.0 and low_freq_factor 4.0; expected"),
+        (LinearRope(0.5), "factor is 0.5; expected at least 1"),
+        (DynamicRope(2.0, 0), "original_positions is 0; expected at least 1"),
+        (DynamicRope(2.0, 8), "DynamicRope cannot slow a head of width 2, which is one pair; expected 4"),
+        (YarnRope(0.0, 8), "factor is 0.0; expected at least 1"),
+        (YarnRope(2.0, 8, beta_fast=1.0, beta_slow=2.0), "beta_fast is 1.0 and beta_slow 2.0; expected"),
+        (Llama3Rope(2.0, 8, low_freq_factor=4.0), "high_freq_factor is 4.0 and low_freq_factor 4.0; expected"),
     ],
 )
-def test_impossible_ropes_are_refused(make, message):
+def test_impossible_ropes_are_refused(rope, message):
     with pytest.raises(UserError, match=message):
-        make()
+        Decoder(8, width=8, layers=1, heads=4, ffn_width=8, rope=rope)

@@ -28,7 +28,8 @@ def exact():
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("tokens", [256, 300])
-def test_flex_attention_equals_the_masked_one(kv_heads, tokens):
+@pytest.mark.parametrize("window", [None, 40])
+def test_flex_attention_equals_the_masked_one(kv_heads, tokens, window):
     g = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, tokens, 64, generator=g)
     k, v = torch.randn(2, 2, kv_heads, tokens, 64, generator=g)
@@ -37,19 +38,28 @@ def test_flex_attention_equals_the_masked_one(kv_heads, tokens):
     results = []
     for device in ("cpu", "cuda"):
         inputs = [x.detach().to(device).requires_grad_() for x in (q, k, v)]
-        output = attend(*inputs, document_mask(segments.to(device)))
+        output = attend(*inputs, document_mask(segments.to(device), window))
         output.square().sum().backward()
         results.append([output.detach().cpu()] + [x.grad.cpu() for x in inputs])
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(found, expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("experts", [0, 4])
-def test_losses_and_gradients_equal_those_of_a_cpu(model, batch, experts):
+OPTIONS = [
+    {},
+    {"experts": 4},
+    {"window_tokens": 5, "windowed_layers": [1], "attention_bias": "qkv"},
+    {"qk_norm": "full", "norm_place": "after", "head_width": 32},
+    {"qk_norm": "head", "clip_qkv": 0.5, "experts": 4},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_losses_and_gradients_equal_those_of_a_cpu(model, batch, options):
     """Head width 16, the least that flex_attention takes."""
     results = []
     for device in ("cpu", "cuda"):
-        mm1 = model(experts=experts, width=64).to(device)
+        mm1 = model(width=64, **options).to(device)
         step = batch().to(device)
         sums = mm1.losses(step)
         (sums.cross_entropy / sums.targets + sums.router / sums.tokens).backward()
@@ -100,11 +110,13 @@ def test_cached_decoding_on_a_gpu(model, experts):
     assert torch.allclose(torch.cat(found, 1), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("experts", [0, 8])
-def test_mixed_precision_training_learns_and_compiles_once(model, experts):
+@pytest.mark.parametrize(
+    "options", [{}, {"experts": 8}, {"window_tokens": 256, "windowed_layers": [1, 3], "qk_norm": "head"}]
+)
+def test_mixed_precision_training_learns_and_compiles_once(model, options):
     """bf16 under autocast, 4 rows of 2048 whose documents end elsewhere in every step."""
     config = {"width": 512, "heads": 8, "kv_heads": 4, "layers": 4, "ffn_width": 1024, "vocabulary": 2048}
-    mm1 = model(experts=experts, **config).cuda()
+    mm1 = model(**config, **options).cuda()
     optimizer = torch.optim.AdamW(mm1.parameters(), 1e-3, fused=True)
     tokens = torch.randint(3, 2048, (4, 2048), generator=torch.Generator().manual_seed(0))
     losses = []
@@ -121,7 +133,7 @@ def test_mixed_precision_training_learns_and_compiles_once(model, experts):
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
     torch.cuda.synchronize()
-    print(f"\n{experts} experts: {8 * 8192 / (time.perf_counter() - started):,.0f} positions/s")
+    print(f"\n{options}: {8 * 8192 / (time.perf_counter() - started):,.0f} positions/s")
     assert losses[-1] < losses[0]
     assert counters["stats"]["unique_graphs"] == graphs
 
