@@ -1,4 +1,4 @@
-"""``mm1-study``: the main job end to end, two runs beside each other, the rate law."""
+"""``mm1-study``: the main job end to end, two runs beside each other, what models said, the rate law."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import TypeAlias
 
 from mm1.errors import door
+from mm1.study.grid import grid
 from mm1.study.lr_law import lr_law
 from mm1.study.quickstart import WORLDS, quickstart
 from mm1.study.report import compare
+from mm1.study.results import Model, results
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +41,46 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("run_b", type=Path, metavar="RUN_B", help="run folder, shown in orange")
     two.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
 
+    _after_scoring(commands)
+    _law(commands)
+    return top
+
+
+def _after_scoring(commands: Commands) -> None:
+    says = "a PNG of photographs with what a model said of them, chosen by a rule"
+    sheet = commands.add_parser("grid", help=says, description=says)
+    sheet.set_defaults(study=grid)
+    sheet.add_argument("answers", type=Path, metavar="ANSWERS", help="answers.jsonl of an evaluation, or its folder")
+    sheet.add_argument("--task", help="benchmark, such as captions/flickr8k_dev; may be left out if there is one")
+    sheet.add_argument("--shots", type=int, default=0, help="at so many demonstrations (%(default)s)")
+    sheet.add_argument(
+        "--data", type=Path, help="data folder, where pictures are not where they were when it was asked"
+    )
+    sheet.add_argument("--across", type=int, default=4, help="photographs in a row (%(default)s)")
+    sheet.add_argument("--title", help="heading; default: the benchmark's name")
+    sheet.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture (%(default)s)")
+
+    says = "scores of several models as one Markdown table"
+    table = commands.add_parser("results", help=says, description=says)
+    table.set_defaults(study=results)
+    table.add_argument(
+        "models",
+        type=_model,
+        nargs="+",
+        metavar="NAME=PATH,..",
+        help="run folders, eval/<name> folders or scores.json files",
+    )
+    table.add_argument(
+        "--without-pictures",
+        type=_paths,
+        default=(),
+        metavar="PATH,..",
+        help="of the same model trained without pictures",
+    )
+    table.add_argument("--out", type=Path, help="the Markdown file; printed if not given")
+
+
+def _law(commands: Commands) -> None:
     says = "fit ln rate against ln N; with --sizes train the grid first"
     law = commands.add_parser("lr-law", help=says, description=says)
     law.set_defaults(study=lr_law)
@@ -52,7 +97,19 @@ def parser() -> argparse.ArgumentParser:
     law.add_argument("--rates", type=float, nargs="+", default=[], help="each with these peak rates, such as 1e-3 2e-3")
     law.add_argument("--corpus", type=Path, help="on these shards")
     law.add_argument("--steps", type=int, default=300, help="for so many steps (%(default)s)")
-    return top
+
+
+def _model(text: str) -> Model:
+    name, equals, paths = text.partition("=")
+    if not (name and equals and paths):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected a name and where its scores are, such as Dense=runs/dense"
+        )
+    return Model(name, _paths(paths))
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(map(Path, text.split(",")))
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -60,6 +60,13 @@ def _item(both: dict[str, dict[tuple[int, str, str], dict[str, Any]]], shots: in
     return item
 
 
+def picture_file(path: str | Path, data: Path | None = None) -> Path | None:
+    """Where a picture is: at its path, or under ``data`` at the longest end of its path that is there; else None."""
+    path = Path(path)
+    under = [data.joinpath(*path.parts[at:]) for at in range(1, len(path.parts))] if data else []
+    return next((place for place in (path, *under) if place.is_file()), None)
+
+
 def picture(path: str | Path) -> str | None:
     """A small JPEG of the picture as a data URI, or None where it is gone or broken."""
     try:
