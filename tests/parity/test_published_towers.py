@@ -126,10 +126,18 @@ def test_transformers_clip(tmp_path, whole, activation):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["Dinov2Model", "Dinov2WithRegistersModel", "Dinov2ForImageClassification"])
-def test_transformers_dinov2(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("Dinov2Model", {}),
+        ("Dinov2WithRegistersModel", {}),
+        ("Dinov2ForImageClassification", {}),
+        ("Dinov2Model", {"use_swiglu_ffn": True, "hidden_size": 96}),  # as in the giant
+    ],
+)
+def test_transformers_dinov2(tmp_path, kind, own):
     model_class = getattr(transformers, kind)
-    shape = {key: value for key, value in HF_SHAPE.items() if key != "intermediate_size"}
+    shape = {key: value for key, value in HF_SHAPE.items() if key != "intermediate_size"} | own
     model = shaken(model_class(model_class.config_class(**shape)))
     model.save_pretrained(tmp_path / "published")
     tower = converted(tmp_path / "published", tmp_path)

@@ -35,7 +35,8 @@ NAMES = {
     LAYER + r"mlp\.(?:fc2|weights_out)\.(\w+)": r"blocks.\1.mlp.fc2.\2",
     r"layernorm\.(\w+)": r"norm.\1",
 }
-NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight")
+FFN = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", *FFN)
 DROPPED = (r"embeddings\.mask_token", r"classifier\..+")  # for DINOv2's own training, and for sorting into classes
 
 
@@ -71,7 +72,9 @@ def _tower(weights: dict[str, Tensor], heads: int | None, origin: str, preproces
         raise UserError(f"{origin} lacks what timm calls {absent[0]}; expected a DINOv2 with all its weights (source)")
     registers, (*_, tokens, width) = "reg_token" in state, state["pos_embed"].shape
     patch_px = state["patch_embed.proj.weight"].shape[-1]
-    name = f"vit_{SIZES.get(width, 'small')}_patch14_{'reg4_' if registers else ''}dinov2"
+    made, read = state[FFN[0]].shape[0], state[FFN[1]].shape[1]  # the giant's layers are gated: they make two halves
+    size = SIZES.get(width, "small" if made == read else "giant")
+    name = f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
     init_args: dict[str, Any] = {"name": name, "image_px": isqrt(tokens - 1) * patch_px, **preprocessing}
     if width not in SIZES:
         layers = sum(name.endswith(".ls1.gamma") for name in state)
