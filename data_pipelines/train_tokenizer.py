@@ -49,7 +49,8 @@ def take_tokenizer(path: Path, out: Path) -> Tokenizer:
         from mm1.model.stored import read  # needs torch
 
         return put(out, read(path).tokenizer)
-    if path.is_dir() and (path / "tokenizer.json").is_file() and (path / "config.json").is_file():
-        path = path / "tokenizer.json"  # some models of others come with a sentencepiece file as well
+    published = any((path / name).is_file() for name in ("config.json", "tokenizer_config.json"))
+    if published and (path / "tokenizer.json").is_file():
+        path /= "tokenizer.json"  # whatever lies beside it: some come with their sentencepiece model as well
     file = find(path) if path.is_dir() else path
     return put(out, from_hf(file) if file.suffix == ".json" else Tokenizer(file).proto)

@@ -11,8 +11,11 @@ import pytest
 
 from data_pipelines.__main__ import main, shards, spelled
 from data_pipelines.pipeline import Settings
+from mm1.batch import IMAGE, ImageSpec
 from mm1.data.shards import read_manifest
+from mm1.data.streams import Recipe, Windows
 from mm1.data.tokenizer import Tokenizer
+from tests.mm1.data.hf_folders import write
 
 Patch = pytest.MonkeyPatch
 Captured = pytest.CaptureFixture[str]
@@ -34,6 +37,28 @@ def test_tokenizer_shards_describe(raw: Path, tmp_path: Path, monkeypatch: Patch
     capsys.readouterr()
     call(monkeypatch, "describe", corpus)
     assert "interleaved  train" in capsys.readouterr().out
+
+
+def test_a_taken_tokenizer_s_shards_are_read_by_training(raw: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    corpus = tmp_path / "corpus"
+    call(monkeypatch, "tokenizer", "--take", write("gpt2", tmp_path / "gpt2"), "--out", corpus)
+    small = ("--row-tokens", "64", "--tokens-per-image=4", "--image_px", "16", "--workers", "2")
+    call(monkeypatch, "shards", "--data", raw, "--out", corpus, *small, "--strict")
+    spec = ImageSpec(size_px=16, tokens=4)
+    recipe = Recipe(corpus=corpus, image_spec=spec, row_tokens=64, rows_per_step=4, images_per_row=16)
+    tokenizer = Tokenizer(corpus / "tokenizer.json")
+    assert read_manifest(corpus)["tokenizer"] == tokenizer.fingerprint
+    (batch,) = next(iter(Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1)))
+    text = tokenizer.decode(batch.tokens_BT[batch.tokens_BT != IMAGE].tolist())
+    assert "caption" in text
+    assert "Document" in text
+
+
+@pytest.mark.parametrize("words", [(), ("--take", "x", "--data", "y")])
+def test_a_tokenizer_is_trained_or_taken(monkeypatch: Patch, capsys: Captured, words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "tokenizer", "--out", "nowhere", *words)
+    assert "expected one of both, to train or to take from" in capsys.readouterr().err
 
 
 def test_scenes_run_through(tmp_path: Path, monkeypatch: Patch) -> None:
