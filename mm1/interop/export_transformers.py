@@ -26,11 +26,6 @@ from mm1.model.stored import PREFIX, Stored
 
 SPACES = (SPACE, "\u0120")  # how vocabularies write a space: sentencepiece, and GPT-2's bytes
 NEW_TOKENS = 64  # of an answer, as Assistant.generate
-REMOTE = "modeling_mm1"
-REMOTE_CODE = '''"""Lets transformers find the classes of the installed package mm1 by trust_remote_code=True."""
-
-from mm1.interop.transformers_mm1 import MM1Config, MM1ForConditionalGeneration, MM1ImageProcessor, MM1Processor
-'''
 
 
 def write_transformers(found: Stored, folder: Path) -> None:
@@ -44,7 +39,6 @@ def write_transformers(found: Stored, folder: Path) -> None:
     _write_processor(folder, model, tokenizer, image)
     _config(model, yaml.safe_load(found.config), tokenizer, image).save_pretrained(folder)
     _generation(model, tokenizer, image).save_pretrained(folder)
-    (folder / f"{REMOTE}.py").write_text(REMOTE_CODE)
     state = model.state_dict()
     tensors = ((PREFIX + name, tensor) for name, tensor in state.items())
     write_tensors(folder, tensors, {"format": "pt"}, total=len(state))
@@ -93,9 +87,6 @@ def _vocabulary(tokenizer: Tokenizer, image: int) -> dict[str, Any]:
 def _config(model: MM1, tree: dict[str, Any], tokenizer: Tokenizer, image: int) -> MM1Config:
     ids = {role: getattr(tokenizer, role) for role in ("bos", "eos", "pad", "image")}
     config = MM1Config.of(model, tree, ids, image)
-    config.dtype = model.decoder.norm.weight.dtype
-    classes = {"AutoConfig": "MM1Config", "AutoModelForImageTextToText": "MM1ForConditionalGeneration"}
-    config.auto_map = {auto: f"{REMOTE}.{name}" for auto, name in classes.items()}
     return config
 
 

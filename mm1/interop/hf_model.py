@@ -7,6 +7,7 @@ Nothing is computed here a second time: the decoder runs as it does everywhere a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from mm1.batch import IGNORE, IMAGE
 from mm1.errors import UserError
+from mm1.interop.remote_code import Installed, auto_map, leave_code
 from mm1.model import stored
 from mm1.model.attention import causal_mask
 from mm1.model.build import build
@@ -23,7 +25,7 @@ from mm1.model.decoder import Output
 from mm1.model.mm1 import MM1
 
 
-class MM1Config(PreTrainedConfig):
+class MM1Config(Installed, PreTrainedConfig):
     """The content of ``config.json``.
 
     Args:
@@ -70,7 +72,14 @@ class MM1Config(PreTrainedConfig):
             pad_token_id=tokenizer["pad"],
             tie_word_embeddings=decoder.head is None,
             architectures=["MM1ForConditionalGeneration"],
+            dtype=decoder.norm.weight.dtype,
+            auto_map=auto_map(AutoConfig="MM1Config", AutoModelForImageTextToText="MM1ForConditionalGeneration"),
         )
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As transformers does it, with the code that finds this class."""
+        super().save_pretrained(save_directory, **kwargs)
+        leave_code(save_directory)
 
 
 @dataclass
@@ -113,7 +122,7 @@ class Memory:
         return causal_mask(segments_BT, self._segments_BT, self.length, window)
 
 
-class MM1ForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
     """MM1 for ``AutoModelForImageTextToText``; ``.model`` is the :class:`mm1.model.mm1.MM1` itself.
 
     Args:

@@ -26,6 +26,7 @@ from mm1.batch import ImageSpec
 from mm1.data.image import decode, square, upright
 from mm1.data.tokenizer import PICTURE
 from mm1.errors import UserError
+from mm1.interop.remote_code import Installed, auto_map, leave_code
 from mm1.template import USER
 
 _BEFORE, _AFTER = USER.split("{text}")
@@ -65,7 +66,7 @@ def chat_template(answer: str) -> str:
     return _CHAT.substitute({name: repr(word) for name, word in words.items()})
 
 
-class MM1ImageProcessor(BaseImageProcessor):
+class MM1ImageProcessor(Installed, BaseImageProcessor):
     """Prepares pictures by :func:`mm1.data.image.prepare`; they stay uint8, the model makes floats of them.
 
     Args:
@@ -100,6 +101,10 @@ class MM1ImageProcessor(BaseImageProcessor):
         mean, std = (tuple(numbers) for numbers in (self.mean, self.std))
         return ImageSpec(self.size_px, self.tokens, mean, std, self.resize, self.interpolation)  # type: ignore[arg-type]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is written down."""
+        return super().to_dict() | {"auto_map": auto_map(AutoImageProcessor="MM1ImageProcessor")}
+
     def fetch_images(self, images: Any) -> Any:
         """Nothing is opened before :meth:`preprocess`: opened by transformers, a picture would lose its transparency."""
         return images
@@ -123,7 +128,7 @@ class MM1ImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": torch.stack(filled)})
 
 
-class MM1Processor(ProcessorMixin):
+class MM1Processor(Installed, ProcessorMixin):
     """Image processor and tokenizer together, for ``AutoProcessor``.
 
     Args:
@@ -178,6 +183,16 @@ class MM1Processor(ProcessorMixin):
         if any(pictures):
             data |= self.image_processor.preprocess(pictures)
         return BatchFeature(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written down."""
+        return super().to_dict() | {"auto_map": auto_map(AutoProcessor="MM1Processor")}
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """As transformers does it, with the code that finds this class."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        leave_code(save_directory)
+        return saved
 
     @property
     def model_input_names(self) -> list[str]:
