@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ class Published:
         arguments: ``init_args`` of the Decoder that computes the same.
         files: Its tensors.
         layout: Which of the family's layouts they have.
+        shapes: Shape of each tensor of ours.
+        places: Where each of them lies in the files.
     """
 
     path: Path
@@ -48,16 +49,8 @@ class Published:
     arguments: dict[str, Any]
     files: TensorFiles
     layout: int
-
-    @cached_property
-    def places(self) -> dict[str, Place]:
-        """Where each tensor of ours lies in the files."""
-        return self.family.places(empty_decoder(self.arguments).state_dict(), self.layout)
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor of ours."""
-        return {name: tuple(tensor.shape) for name, tensor in empty_decoder(self.arguments).state_dict().items()}
+    shapes: dict[str, tuple[int, ...]]
+    places: dict[str, Place]
 
     def copy(self, name: str, tensor: Tensor) -> None:
         """Fill ``tensor``, of any type and on any device, with the weights of the name that it has in our decoder."""
@@ -96,8 +89,10 @@ def open_decoder(path: str | Path, allow_pickle: bool = False) -> Published:
         config, where = files.config, str(path)
         name, family = family_of(Settings(config, where))
         arguments = family.arguments(Settings(config, where, family.defaults))
-    layout = _account(family, arguments, files)
-    return Published(path, name, family, config, arguments, files, layout)
+    ours = empty_decoder(arguments).state_dict()
+    layout = _account(family, arguments, ours, files)
+    shapes = {key: tuple(tensor.shape) for key, tensor in ours.items()}
+    return Published(path, name, family, config, arguments, files, layout, shapes, family.places(ours, layout))
 
 
 def load_decoder(
@@ -130,13 +125,12 @@ def empty_decoder(arguments: dict[str, Any]) -> Decoder:
     return build_part({"class_path": CLASS, "init_args": arguments}, Decoder)
 
 
-def _account(family: Family, arguments: dict[str, Any], files: TensorFiles) -> int:
+def _account(family: Family, arguments: dict[str, Any], ours: dict[str, Tensor], files: TensorFiles) -> int:
     """Compare what the settings ask for with what the headers list; the layout that is found.
 
     Raises:
         UserError: Tensors are missing, left over or misshaped: how many, and the first of each by name.
     """
-    ours = empty_decoder(arguments).state_dict()
     wanted = [
         {
             theirs: tuple(part.shape)

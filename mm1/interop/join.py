@@ -59,13 +59,13 @@ def join(
     with new_folder(out) as folder:
         published = open_decoder(decoder, allow_pickle)
         config = _config(model, published.arguments, vision_weights)
-        build(config)  # so that parts that do not go together are told before the long work
+        joined = build(config)
         own, files = _tokenizer(published)
         tokenizer = Tokenizer.from_bytes(grow(own.proto))
-        arguments = config["init_args"]["decoder"]["init_args"]
-        arguments["vocabulary"] = _rounded(max(tokenizer.vocabulary, arguments["vocabulary"]))
-        joined = _encoder_and_connector(config, seed)
-        tensors = _tensors(joined, published, getattr(torch, dtype), seed)
+        vocabulary = _rounded(max(tokenizer.vocabulary, published.arguments["vocabulary"]))
+        config["init_args"]["decoder"]["init_args"]["vocabulary"] = vocabulary
+        _fill_encoder_and_connector(joined, seed)
+        tensors = _tensors(joined, published, vocabulary, getattr(torch, dtype), seed)
         write_tensors(folder, tensors, {"format": str(FORMAT)}, total=len(joined.state_dict()))
         (folder / CONFIG).write_text(yaml.safe_dump(_without_weights(config), sort_keys=False))
         (folder / tokenizer.file_name).write_bytes(tokenizer.proto)
@@ -125,29 +125,29 @@ def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "init_args": {**config["init_args"], "vision": {**vision, "init_args": settings}}}
 
 
-def _encoder_and_connector(config: dict[str, Any], seed: int) -> MM1:
-    """The model with everything filled but its decoder, which stays on the meta device."""
-    model = build(config)
+def _fill_encoder_and_connector(model: MM1, seed: int) -> None:
+    """Everything but the decoder, which stays on the meta device."""
     model.vision.to_empty(device="cpu")
     model.connector.to_empty(device="cpu")
     model.to_empty(device="cpu", recurse=False)
     model.init_weights(seed)
     model.load_pretrained()
-    return model
 
 
-def _tensors(model: MM1, published: Published, dtype: torch.dtype, seed: int) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    model: MM1, published: Published, vocabulary: int, dtype: torch.dtype, seed: int
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the joined model, one at a time."""
     for name, tensor in model.state_dict().items():
         if not tensor.is_meta:
             yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
             continue
-        filled = torch.empty(tensor.shape, dtype=dtype)
-        short = name.removeprefix("decoder.")
-        rows = published.shapes[short][0]
-        published.copy(short, filled[:rows])
-        if short in ROWS:
-            filled[rows:] = _new_rows(filled[:rows], len(filled) - rows, seed)
+        own = name.removeprefix("decoder.")
+        rows = len(tensor)
+        filled = torch.empty(vocabulary if own in ROWS else rows, *tensor.shape[1:], dtype=dtype)
+        published.copy(own, filled[:rows])
+        if own in ROWS:
+            filled[rows:] = _new_rows(filled[:rows], vocabulary - rows, seed)
         yield name, filled
 
 
