@@ -9,12 +9,13 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 
+from mm1.data.tokenizer import put
 from mm1.errors import UserError
 from mm1.model import stored
 
 
 def export(checkpoint: str | Path, folder: str | Path) -> Path:
-    """Write ``model.safetensors``, ``model.yaml`` and ``tokenizer.model``; the folder appears whole or not at all.
+    """Write ``model.safetensors``, ``model.yaml`` and the tokenizer; the folder appears whole or not at all.
 
     Args:
         checkpoint: A ``*.ckpt`` of mm1-train.
@@ -36,6 +37,6 @@ def export(checkpoint: str | Path, folder: str | Path) -> Path:
     except safetensors.SafetensorError as error:
         raise UserError(f"{temporary} cannot be written ({error}); expected a disk with room for the weights") from None
     (temporary / "model.yaml").write_text(found.config)
-    (temporary / "tokenizer.model").write_bytes(found.tokenizer)
+    put(temporary, found.tokenizer)
     os.replace(temporary, folder)
     return folder

@@ -6,14 +6,18 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import mm1
+from mm1.data.tokenizer import find, from_hf
 from mm1.errors import UserError
 from mm1.interop.__main__ import main
 from mm1.interop.export import export
+from mm1.model import stored
+from tests.mm1.data.hf_folders import write
 
 
 def logits(path: Path) -> torch.Tensor:
@@ -32,6 +36,14 @@ def test_the_exported_model_computes_the_same(tiny_checkpoint: Path, tmp_path: P
     assert not list(folder.parent.glob("*.tmp"))
     assert torch.equal(logits(folder), logits(tiny_checkpoint))
     assert mm1.load(folder).tokenizer.proto == mm1.load(tiny_checkpoint).tokenizer.proto
+
+
+def test_a_hugging_face_tokenizer_keeps_its_file_name(stored_tiny: dict[str, Any], tmp_path: Path) -> None:
+    proto = from_hf(write("gpt2", tmp_path / "gpt2"))
+    torch.save({**stored_tiny, "mm1": {**stored_tiny["mm1"], "tokenizer": proto}}, tmp_path / "tiny.ckpt")
+    folder = export(tmp_path / "tiny.ckpt", tmp_path / "model")
+    assert find(folder).name == "tokenizer.json"
+    assert stored.read(folder).tokenizer == proto
 
 
 def test_an_existing_folder_is_not_overwritten(tiny_checkpoint: Path, tmp_path: Path) -> None:
