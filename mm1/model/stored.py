@@ -25,6 +25,7 @@ FORMAT = 1
 PREFIX = "model."  # of the weights in a Lightning module that holds the model
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ORIGIN = "model.yaml", "origin.json"
+TRANSFORMERS = "config.json"  # holds the model's configuration where transformers is to read it too
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
@@ -149,16 +150,49 @@ def _read_folder(path: Path) -> Stored:
     weights = INDEX if (path / INDEX).is_file() else WEIGHTS
     needed = {weights: path / weights, CONFIG: path / CONFIG, TOKENIZERS[0]: path / (tokenizer or TOKENIZERS[0])}
     absent = [name for name, file in needed.items() if not file.is_file()]
+    if absent == [CONFIG] and (path / TRANSFORMERS).is_file():
+        return _read_transformers(path, weights, needed[TOKENIZERS[0]])
     if absent:
         raise UserError(f"{path} holds no {absent[0]}; expected a folder written by mm1-convert, or a *.ckpt")
-    origin = path / ORIGIN
     return Stored(
         needed[CONFIG].read_text(errors="replace"),
         needed[TOKENIZERS[0]].read_bytes(),
         _map(path, _shards(path) if weights == INDEX else [WEIGHTS]),
         str(path),
-        origin.read_text(encoding="utf-8") if origin.is_file() else None,
+        _origin(path),
     )
+
+
+def _read_transformers(path: Path, weights: str, tokenizer: Path) -> Stored:
+    """A folder that ``mm1-convert export --to transformers`` wrote, or ``save_pretrained`` of a model opened from it."""
+    try:
+        config = json.loads((path / TRANSFORMERS).read_text())
+        about = config.get("mm1")
+        proto = tokenizer.read_bytes()
+        if about and tokenizer.name == "tokenizer.json":
+            proto = _with_ids(json.loads(proto), about["tokenizer"], config["vocab_size"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has a broken {TRANSFORMERS} or tokenizer.json ({error!r:.100})") from None
+    if not about:
+        raise UserError(
+            f"{path} holds a model of type {config.get('model_type')}, none of ours; expected a folder written by "
+            f"mm1-convert export (mm1-convert join takes in a decoder of others)"
+        )
+    _check_format(about.get("format"), path)
+    tensors = _map(path, _shards(path) if weights == INDEX else [WEIGHTS], checked=False)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return Stored(yaml.safe_dump(about["model"], sort_keys=False), proto, tensors, str(path), _origin(path))
+
+
+def _with_ids(data: dict[str, Any], ids: dict[str, Any], vocabulary: int) -> bytes:
+    """The tokenizer's bytes as :mod:`mm1.data.hf_tokenizer` has them; a token for pictures alone is none of ours."""
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < vocabulary]
+    return json.dumps({**data, "mm1": ids}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _origin(path: Path) -> str | None:
+    file = path / ORIGIN
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _shards(path: Path) -> list[str]:
@@ -172,14 +206,15 @@ def _shards(path: Path) -> list[str]:
     return names
 
 
-def _map(path: Path, names: list[str]) -> dict[str, Tensor]:
-    """Tensors as views of the mapped files."""
+def _map(path: Path, names: list[str], checked: bool = True) -> dict[str, Tensor]:
+    """Tensors as views of the mapped files, whose format is ``checked`` where they say one."""
     weights: dict[str, Tensor] = {}
     for name in names:
         try:
             with safetensors.safe_open(path / name, framework="pt") as file:
                 version = (file.metadata() or {}).get("format", "")
-                _check_format(int(version) if version.isdigit() else version or None, path)
+                if checked:
+                    _check_format(int(version) if version.isdigit() else version or None, path)
                 weights |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dictionary
         except safetensors.SafetensorError as error:
             raise UserError(f"{path / name} is not readable as safetensors ({error})") from None
