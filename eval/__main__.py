@@ -38,7 +38,7 @@ def parser() -> ArgumentParser:
     running.add_argument("--device", type=str, default="cpu")
     running.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
     running.add_argument(
-        "--corpus", type=list[str], default=[], help="what it was trained on, to count scored pictures in"
+        "--corpus", type=str, nargs="+", default=[], help="what it was trained on, to count scored pictures in"
     )
     running.add_argument("--config", action="config", help="such as configs/eval/fewshot.yaml")
     running.add_class_arguments(Settings)

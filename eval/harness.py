@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from eval.store import Answer, Answers, fingerprint, key
 from eval.task import Query, Scorer, Task, discover
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
+from mm1.infer.assistant import Dtype, cast, check_dtype
 from mm1.infer.engine import Engine
 from mm1.model.mm1 import MM1
 from mm1.runs import write_json
@@ -68,21 +70,25 @@ class Benchmarks:
     Args:
         data: Data folder laid out as docs/data.md says.
         settings: What is asked, and how.
+        dtype: Ask a copy of the model in this type, such as ``bfloat16`` on a GPU; None asks the model itself.
 
     Raises:
         UserError: Anything wrong with data or settings, before anything is trained.
     """
 
-    def __init__(self, data: str, settings: Settings | None = None) -> None:
-        self.data, self.settings = data, settings or Settings()
+    def __init__(self, data: str, settings: Settings | None = None, dtype: Dtype | None = None) -> None:
+        self.data, self.settings, self.dtype = data, settings or Settings(), dtype
         self.settings.check()
+        if dtype is not None:
+            check_dtype(dtype)
         self._tasks = chosen_tasks(data, self.settings)
 
     def __call__(self, model: MM1, tokenizer: Tokenizer) -> dict[str, float]:
         """Scores named ``<task>/<shots>``, other arms with ``/blind`` or ``/blank``; ``mean`` of the sighted ones."""
         training = model.training
+        asked = model if self.dtype is None else cast(copy.deepcopy(model), self.dtype)
         try:
-            found = evaluate(model.eval(), tokenizer, self._tasks, self.settings, Answers(None, ""))
+            found = evaluate(asked.eval(), tokenizer, self._tasks, self.settings, Answers(None, ""))
         finally:
             model.train(training)
         scores = {
@@ -120,11 +126,11 @@ def run(
     speed = ("batch_positions", "features_mb")
     asked = {name: value for name, value in asdict(settings).items() if name not in speed}
     answers = Answers(
-        out, fingerprint(FORMAT, asked, identity(checkpoint), dtype(model), [asdict(task) for task in tasks])
+        out, fingerprint(FORMAT, asked, identity(checkpoint), dtype_of(model), [asdict(task) for task in tasks])
     )
     shared = overlap(list(corpora), tasks).record() if corpora else None
     found = evaluate(model, tokenizer, tasks, settings, answers, progress=True)
-    about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype(model)}
+    about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype_of(model)}
     scores = {**about, "settings": asdict(settings), "overlap": shared, "tasks": found}
     write_json(out / "scores.json", scores)
     return scores
@@ -194,7 +200,7 @@ def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
                 yield Job(task, shots, arm, query, other[query.id] if arm == "blind" else query, shown)
 
 
-def dtype(model: MM1) -> str:
+def dtype_of(model: MM1) -> str:
     """The type of the decoder's weights, such as ``bfloat16``."""
     return str(model.decoder.norm.weight.dtype).removeprefix("torch.")
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import PIL.Image
 
 from mm1.data.image import PictureError, decode
+from mm1.data.streams import GREY
 from mm1.errors import UserError
-
-GREY = (128, 128, 128)
 
 
 @lru_cache(maxsize=2048)
@@ -31,14 +30,14 @@ def read(path: Path) -> bytes:
 
 
 def blank(path: Path) -> bytes:
-    """The same grey picture for every path: what a model is shown that shall see nothing."""
+    """The same grey picture for every path, that of training without pictures (``data.blank``)."""
     return _grey()
 
 
 @cache
 def _grey() -> bytes:
     file = io.BytesIO()
-    PIL.Image.new("RGB", (64, 64), GREY).save(file, "PNG")
+    PIL.Image.new("RGB", (64, 64), (GREY, GREY, GREY)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -75,15 +75,13 @@ def load_assistant(path: str | Path, device: str = "cpu", dtype: Dtype | None = 
     Args:
         path: The checkpoint or folder.
         device: Where the model runs.
-        dtype: Type of its weights; None keeps that of the file. In bfloat16 activations and the cache are bfloat16 too,
-            the residual stream among them, while norms, softmax, routers and the choice among logits are computed in
-            float32, as in training under autocast.
+        dtype: Type of its weights (:func:`cast`); None keeps that of the file.
 
     Raises:
         UserError: The path is no checkpoint of ours, does not fit its own config, or the device does not exist.
     """
-    if dtype is not None and dtype not in get_args(Dtype):
-        raise UserError(f"dtype is {dtype!r}; expected {' or '.join(get_args(Dtype))}")
+    if dtype is not None:
+        check_dtype(dtype)
     found = stored.read(path)
     try:
         target = torch.device(device)
@@ -93,15 +91,36 @@ def load_assistant(path: str | Path, device: str = "cpu", dtype: Dtype | None = 
     tokenizer = Tokenizer.from_bytes(found.tokenizer)
     model = found.model().to(target)
     if dtype is not None:
-        mean_C11, std_C11 = model.mean_C11, model.std_C11
-        model.to(getattr(torch, dtype))
-        model.mean_C11, model.std_C11 = mean_C11, std_C11  # a mean of 8 bits would shift all pictures
+        cast(model, dtype)
     if tokenizer.vocabulary > model.decoder.vocabulary:
         raise UserError(
             f"{path} has a tokenizer of {tokenizer.vocabulary} entries for a decoder of {model.decoder.vocabulary}; "
             f"expected one that fits (model.decoder.init_args.vocabulary)"
         )
     return Assistant(model, tokenizer)
+
+
+def cast(model: MM1, dtype: Dtype) -> MM1:
+    """Bring a model to another type, in place.
+
+    In bfloat16 activations and the cache are bfloat16 too, the residual stream among them, which training under
+    autocast keeps in float32; norms, softmax and routers reckon in float32 inside, as they do there, and logits are
+    compared in it. The mean of pictures stays as it is: with 8 bits it would shift every one of them.
+    """
+    mean_C11, std_C11 = model.mean_C11, model.std_C11
+    model.to(getattr(torch, dtype))
+    model.mean_C11, model.std_C11 = mean_C11, std_C11
+    return model
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a type that models do not run in.
+
+    Raises:
+        UserError: It, and those they do.
+    """
+    if dtype not in get_args(Dtype):
+        raise UserError(f"dtype is {dtype!r}; expected {' or '.join(get_args(Dtype))}")
 
 
 def _bytes(picture: Picture) -> bytes:

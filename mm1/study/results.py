@@ -9,14 +9,15 @@ from typing import Any
 
 from mm1.errors import UserError
 from mm1.runs import read_scores
-from mm1.study.chapters import METRICS, signed, task_title
+from mm1.study.chapters import signed, task_title
 from mm1.study.report import score
 
 Key = tuple[str, str, int]  # stage, task, shots
+METRICS = {"vqa_accuracy": "accuracy", "cider": "CIDEr"}
 STAGES = {"plain": "", "chat": "after tuning"}  # by the style of the questions
 LEGEND = (
-    "**Right picture** / swapped picture. *Sight*: right minus swapped; *shots*: more than with 0 shots; both question "
-    "by question, with 95 % intervals of a bootstrap over pictures."
+    "**Right picture** / swapped picture, below it the 95 % interval of the right one. *Sight*: right minus swapped; "
+    "*shots*: more than with 0 shots; both question by question, with 95 % intervals of a bootstrap over pictures."
 )
 
 
@@ -119,7 +120,7 @@ def _files(path: Path) -> list[Path]:
 def _label(key: Key, found: list[dict[Key, Entry]]) -> str:
     stage, task, shots = key
     metric = next(entries[key].task["metric"] for entries in found if key in entries)
-    told = f"{task_title(task)}, {METRICS[metric].partition(' ×')[0]}, {shots}-shot"
+    told = f"{task_title(task)}, {METRICS[metric]}, {shots}-shot"
     return f"{told} {STAGES[stage]}".rstrip()
 
 
@@ -128,6 +129,8 @@ def _cell(entry: Entry | None) -> str:
     if entry is None or entry.at["sighted"] is None:
         return "–"
     lines = [f"**{score(entry.at['sighted'])}** / {score(entry.at['blind'])}"]
+    if ends := entry.at.get("interval"):
+        lines.append(f"<sub>{score(ends[0])} to {score(ends[1])}</sub>")
     for name, told in (("gain", "sight"), ("over_zero_shot", "shots")):
         if entry.at.get(name) is not None:
             low, high = (signed(end) for end in entry.at[f"{name}_interval"])

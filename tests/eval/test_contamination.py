@@ -80,6 +80,19 @@ def test_a_planted_picture_is_found_in_any_stream_and_corpus(scored: Task, tmp_p
     assert found.trained == 3
 
 
+def test_the_count_stands_beside_the_scores(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shard(tmp_path / "one", "captions", [jpeg(photo(100)), (data / "vqa/daquar/images/3.png").read_bytes()])
+    shard(tmp_path / "two", "captions", [jpeg(photo(101))])
+    settings = ["--shots", "[0]", "--tasks", "[vqa/daquar]", "--out", f"{tmp_path}/out"]
+    words = ["run", f"{checkpoint}", "--data", f"{data}", "--corpus", f"{tmp_path}/one", f"{tmp_path}/two", *settings]
+    monkeypatch.setattr(sys, "argv", ["mm1-eval", *words])
+    main()
+    found = [f"captions-1 in {tmp_path}/one/captions/train"]
+    expected = {"pictures": 1, "scored": 5, "trained": 3, "found": found}
+    assert read_json(tmp_path / "out/scores.json", "")["overlap"] == expected
+    assert "overlap: 1 of 3 pictures trained on are among 5 scored" in capsys.readouterr().out
+
+
 def test_the_door_counts_and_fails_where_it_finds(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     def call(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["mm1-eval", *map(str, words)])

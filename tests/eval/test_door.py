@@ -77,7 +77,7 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
         (["rnu", "CKPT"], "invalid choice: 'rnu'"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl is no file"),
         (["run", "CKPT", "--data", "DATA", "--dtype", "half"], "dtype: "),
-        (["run", "CKPT", "--data", "DATA", "--corpus", "[DATA]"], "manifest.json does not exist; expected a corpus"),
+        (["run", "CKPT", "--data", "DATA", "--corpus", "DATA"], "manifest.json does not exist; expected a corpus"),
         (["run", "CKPT", "--data", "DATA", "--arms", "[deaf]"], "arms: "),
         (["compare", "DATA", "nowhere.jsonl"], "answers.jsonl is no file"),
         (["contamination", "nowhere", "--data", "DATA"], "expected a corpus written by mm1-data shards"),

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonargparse import ArgumentParser
 
 from eval import harness
 from eval.harness import Benchmarks, run
 from eval.prompts import Prompt, Settings
-from mm1.data.image import decode
+from mm1.data.image import prepare
+from mm1.data.streams import GREY
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.infer.engine import Engine
@@ -118,7 +120,8 @@ def test_the_blank_arm_sees_one_grey_picture_and_no_other(
     settings = replace(SETTINGS, arms=("blank",), tasks=("vqa/daquar", "captions/mini"))
     scores = run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
     [grey] = seen
-    assert decode(grey).getcolors() == [(64 * 64, (128, 128, 128))]
+    trained_on = torch.full((3, 64, 64), GREY, dtype=torch.uint8)
+    assert torch.equal(prepare(grey, model.image_spec), trained_on), "what data.blank shows while training"
     assert all(answer["shown"] == "" for answer in lines(tmp_path / "out"))
     shots = scores["tasks"]["vqa/daquar"]["shots"]["2"]
     assert shots["sighted"] is shots["blind"] is None
@@ -219,6 +222,18 @@ def test_benchmarks_inside_training_leave_the_model_as_it_was(model: MM1, tokeni
     assert scores.keys() == names | {f"{name}/blind" for name in names} | {"mean"}
     assert scores["mean"] == pytest.approx(sum(scores[name] for name in names) / 4)
     assert benchmarks(model, tokenizer) == scores
+
+
+def test_benchmarks_may_ask_a_copy_in_another_type(model: MM1, tokenizer: Tokenizer, data: Path) -> None:
+    settings = Settings(shots=(0,), limit=2)
+    model.train()
+    half = Benchmarks(str(data), settings, dtype="bfloat16")(model, tokenizer)
+    assert model.training
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    model.eval()
+    assert half.keys() == Benchmarks(str(data), settings)(model, tokenizer).keys()
+    with pytest.raises(UserError, match="dtype is 'half'; expected bfloat16 or float32"):
+        Benchmarks(str(data), settings, dtype="half")
 
 
 def test_a_training_yaml_can_name_benchmarks_and_change_single_settings(data: Path) -> None:
