@@ -206,10 +206,9 @@ def dtype_of(model: MM1) -> str:
 
 
 def identity(checkpoint: Path) -> list[Any]:
-    """What tells a checkpoint from another without reading all of it: where it is, its size, when it was written."""
-    file = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
-    about = file.stat()
-    return [str(file.resolve()), about.st_size, about.st_mtime_ns]
+    """What tells a checkpoint from another without reading all of it: its files, their sizes and dates."""
+    files = sorted(checkpoint.glob("*.safetensors")) if checkpoint.is_dir() else [checkpoint]
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _check_lengths(engine: Engine, jobs: list[Job], settings: Settings) -> None:

@@ -190,6 +190,15 @@ def test_a_changed_setting_checkpoint_or_file_starts_over(
     assert count(replace(settings, separator="\n")) == 10
 
 
+def test_a_folder_is_told_from_another_by_all_its_weights(tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        (tmp_path / name).write_bytes(b"weights")
+    before = harness.identity(tmp_path)
+    assert harness.identity(tmp_path) == before
+    os.utime(tmp_path / "model-2.safetensors", (1, 1))
+    assert harness.identity(tmp_path) != before
+
+
 def test_a_benchmark_that_is_not_there_is_refused_before_anything_is_asked(data: Path) -> None:
     with pytest.raises(UserError, match=r"tasks names vqa/other.*some of captions/mini, icl, vqa/daquar, vqa/mini"):
         harness.chosen_tasks(data, Settings(tasks=("vqa/other",)))
