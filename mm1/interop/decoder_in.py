@@ -7,7 +7,6 @@ the way; the model is never in memory twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,12 +56,12 @@ class Published:
         for theirs, part in self.places[name].blocks(tensor):
             part.copy_(self.files.read(theirs))
 
-    def tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Our names and tensors, one at a time, on the CPU."""
-        for name, shape in self.shapes.items():
-            tensor = torch.empty(shape, dtype=dtype)
+    def load(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+        """The decoder in evaluation mode; every weight is copied once, from the file to its place."""
+        decoder = empty_decoder(self.arguments).to(dtype).to_empty(device=device)
+        for name, tensor in decoder.state_dict().items():
             self.copy(name, tensor)
-            yield name, tensor
+        return decoder.eval()
 
 
 def open_decoder(path: str | Path, allow_pickle: bool = False) -> Published:
@@ -109,11 +108,7 @@ def load_decoder(
     Raises:
         UserError: As for :func:`open_decoder`.
     """
-    published = open_decoder(path, allow_pickle)
-    decoder = empty_decoder(published.arguments).to(dtype).to_empty(device=device)
-    for name, tensor in decoder.state_dict().items():
-        published.copy(name, tensor)
-    return decoder.eval()
+    return open_decoder(path, allow_pickle).load(dtype, device)
 
 
 def empty_decoder(arguments: dict[str, Any]) -> Decoder:

@@ -97,7 +97,7 @@ class Gguf:
             from transformers import AutoTokenizer
         except ImportError:
             raise UserError(
-                f"reading the tokenizer of {self.path} takes the package transformers; install mm1[hf]"
+                f"reading the tokenizer of {self.path} takes the package transformers; expected it to be installed"
             ) from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(self.path.parent), gguf_file=self.path.name)

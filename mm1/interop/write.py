@@ -90,10 +90,10 @@ def _name_shards(folder: Path, written: list[list[str]], bytes_in_all: int) -> N
     if len(written) == 1:
         os.replace(folder / "part-0", folder / WEIGHTS)
         return
-    places = {}
-    for index, names in enumerate(written):
-        file = f"model-{index + 1:05d}-of-{len(written):05d}.safetensors"
-        os.replace(folder / f"part-{index}", folder / file)
+    places: dict[str, str] = {}
+    for number, names in enumerate(written, 1):
+        file = f"model-{number:05d}-of-{len(written):05d}.safetensors"
+        os.replace(folder / f"part-{number - 1}", folder / file)
         places |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": bytes_in_all}, "weight_map": places}
     (folder / INDEX).write_text(json.dumps(index, indent=2))

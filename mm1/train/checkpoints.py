@@ -113,6 +113,8 @@ class KeepBest(BetweenSteps):
 class Describe(Callback):
     """Put into every checkpoint what :func:`mm1.load` needs to read it: the model's YAML and the tokenizer.
 
+    With them goes where the model's parts came from, if they are not our own (:mod:`mm1.interop.origin`).
+
     Args:
         model: The resolved YAML of the model's class-path tree.
     """
@@ -126,6 +128,14 @@ class Describe(Callback):
         """Add ``checkpoint["mm1"]``."""
         tokenizer = trainer.datamodule.tokenizer.proto  # type: ignore[attr-defined]
         checkpoint["mm1"] = {"format": FORMAT, "model": self.model, "tokenizer": tokenizer}
+        if pl_module.origin_json is not None:
+            checkpoint["mm1"]["origin"] = pl_module.origin_json
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A resumed run remembers what the one before knew."""
+        pl_module.origin_json = checkpoint["mm1"].get("origin")
 
 
 def save(trainer: lightning.Trainer, path: Path) -> None:

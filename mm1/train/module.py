@@ -36,6 +36,7 @@ class Objective(lightning.LightningModule):
         self.model = model
         self.optimizer = optimizer or AdamW()
         self.seed, self.init_from = seed, init_from
+        self.origin_json: str | None = None  # of the parts that init_from was joined of
         self.window: Tensor = torch.ones(2, device="cpu")
         self.step_sums: LossSums | None = None
         self.resumed_groups: list[dict[str, Any]] | None = None
@@ -75,6 +76,7 @@ class Objective(lightning.LightningModule):
                 f"with, its ids would mean other words; write the shards of data.corpus with the checkpoint's tokenizer"
             )
         self.model.load_state_dict(found.weights)
+        self.origin_json = found.origin_json
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's loss.

@@ -16,6 +16,8 @@ import torch
 
 from mm1.batch import Batch
 from mm1.errors import UserError, door
+from mm1.interop.export import export
+from mm1.model.stored import read
 from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
 from tests.conftest import fit, run_config
@@ -67,6 +69,18 @@ def test_kill_and_resume_equals_uninterrupted(
     saved_step = torch.load(run.last, weights_only=True)["global_step"]
     assert 9 <= saved_step < 30
     assert_same(fit(tmp_path / "killed", config), whole)
+    assert run.about()["finished"]
+
+
+def test_where_the_parts_came_from_is_remembered_through_training_and_resuming(corpus: Path, tmp_path: Path) -> None:
+    first = fit(tmp_path / "first", run_config(corpus, max_steps=1))
+    assert read(first.last).origin_json is None
+    folder = export(first.last, tmp_path / "folder")
+    (folder / "origin.json").write_text('{"format": 1, "decoder": null, "vision": null}')
+    config = {**run_config(corpus, max_steps=30, log_every_n_steps=1), "init_from": str(folder)}
+    run = killed(tmp_path / "run", config, at_step=5)
+    assert read(run.last).origin_json == (folder / "origin.json").read_text()
+    assert read(fit(tmp_path / "run", config).last).origin_json == (folder / "origin.json").read_text()
     assert run.about()["finished"]
 
 

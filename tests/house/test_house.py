@@ -25,6 +25,7 @@ ADDRESSES = {
     "sentencepiece": ["mm1/data/sentencepiece_tokenizer.py"],
     "tokenizers": ["mm1/data/hf_tokenizer.py"],
     "transformers": ["mm1/interop/"],
+    "gguf": ["mm1/interop/gguf_file.py"],
     "onnx": ["mm1/interop/"],
     "matplotlib": ["mm1/study/"],
 }

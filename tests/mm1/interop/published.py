@@ -69,11 +69,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 SPARSE = [name for name, (family, _) in MODELS.items() if family in ("Mixtral", "Olmoe", "Qwen3Moe")]
 
 
-def make(name: str) -> Any:
+def make(name: str, **changes: Any) -> Any:
     """transformers' own model of one of ``MODELS``, norms and biases random as well."""
     family, settings = MODELS[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(SHAPE | settings))
+    config = getattr(transformers, f"{family}Config")(**(SHAPE | settings | changes))
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
