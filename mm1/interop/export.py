@@ -1,42 +1,50 @@
-"""A training checkpoint as three files anyone can read: weights, configuration, tokenizer; nothing of the optimizer."""
+"""A model leaves as a folder that others read: ours, transformers', or the language model alone as its family keeps it."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
+from typing import Literal
 
-import safetensors
-import safetensors.torch
-
-from mm1.data.tokenizer import put
-from mm1.errors import UserError
+from mm1.data.tokenizer import Tokenizer
+from mm1.interop.card import write_card
+from mm1.interop.decoder_out import export_decoder
+from mm1.interop.write import new_folder, write_tensors
 from mm1.model import stored
+from mm1.model.stored import Stored
 
 
-def export(checkpoint: str | Path, folder: str | Path) -> Path:
-    """Write ``model.safetensors``, ``model.yaml`` and the tokenizer; the folder appears whole or not at all.
+def export(
+    checkpoint: str | Path, folder: str | Path, to: Literal["own", "transformers", "decoder"] = "own"
+) -> Path:
+    """Write a model's folder; it appears whole or not at all.
 
     Args:
-        checkpoint: A ``*.ckpt`` of mm1-train.
+        checkpoint: A ``*.ckpt`` of mm1-train, or a model folder.
         folder: Where to; must not exist.
+        to: ``own``: weights, YAML and tokenizer, for mm1.load. ``transformers``: for both mm1.load and transformers'
+            Auto classes. ``decoder``: the language model alone in the layout of its family.
 
     Raises:
         UserError: The checkpoint is none or does not fit its own configuration, or the folder exists.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists already; expected a folder that is not there yet")
-    found = stored.read(checkpoint)
-    weights = {name: tensor.contiguous() for name, tensor in found.model().state_dict().items()}
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        safetensors.torch.save_file(weights, temporary / "model.safetensors", {"format": str(stored.FORMAT)})
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{temporary} cannot be written ({error}); expected a disk with room for the weights") from None
-    (temporary / "model.yaml").write_text(found.config)
-    put(temporary, found.tokenizer)
-    os.replace(temporary, folder)
-    return folder
+    if to == "decoder":
+        return export_decoder(checkpoint, folder)
+    with new_folder(folder) as temporary:
+        found = stored.read(checkpoint)
+        model = found.model()
+        if to == "transformers":
+            from mm1.interop.export_transformers import write_transformers  # where transformers is needed
+
+            write_transformers(found, model, temporary)
+        else:
+            _write_own(found, temporary)
+        if found.origin_json is not None:
+            (temporary / stored.ORIGIN).write_text(found.origin_json, encoding="utf-8")
+        write_card(found, model, temporary, to=to, name=Path(folder).name)
+    return Path(folder)
+
+
+def _write_own(found: Stored, folder: Path) -> None:
+    write_tensors(folder, found.weights.items(), {"format": str(stored.FORMAT)}, total=len(found.weights))
+    (folder / stored.CONFIG).write_text(found.config)
+    (folder / Tokenizer.from_bytes(found.tokenizer).file_name).write_bytes(found.tokenizer)

@@ -28,13 +28,13 @@ SPACES = (SPACE, "\u0120")  # how vocabularies write a space: sentencepiece, and
 NEW_TOKENS = 64  # of an answer, as Assistant.generate
 
 
-def write_transformers(found: Stored, folder: Path) -> None:
-    """Write the files of a stored model into an existing folder.
+def write_transformers(found: Stored, model: MM1, folder: Path) -> None:
+    """Write the files of a stored model, ``model`` when it is built, into an existing folder.
 
     Raises:
-        UserError: The model does not fit its own configuration, or its vocabulary has no place in ``tokenizer.json``.
+        UserError: Its vocabulary has no place in ``tokenizer.json``.
     """
-    model, tokenizer = found.model(), Tokenizer.from_bytes(found.tokenizer)
+    tokenizer = Tokenizer.from_bytes(found.tokenizer)
     image = tokenizer.vocabulary if tokenizer.image is None else tokenizer.image
     _write_processor(folder, model, tokenizer, image)
     _config(model, yaml.safe_load(found.config), tokenizer, image).save_pretrained(folder)

@@ -189,8 +189,7 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
             x_BTD = self.model.embed(tokens_BT, features_IND)
         if past_key_values is None and self._remembers(use_cache):
             past_key_values = DynamicCache()
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        seen_BT, new = _segments(x_BTD, past, attention_mask), slice(past, None)
+        seen_BT, new = _segments(x_BTD, past_key_values, attention_mask), slice(-x_BTD.shape[1], None)
         if position_ids is None:
             position_ids = (seen_BT.cumsum(-1) - 1).clamp(min=0)[:, new]
         memory: Any = None if past_key_values is None else Memory(past_key_values, seen_BT)
@@ -283,15 +282,16 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
         return loss + output.router.loss / (segments_BT > 0).sum() if self.training else loss
 
 
-def _segments(x_BTD: Tensor, past: int, attention_mask: Tensor | None) -> Tensor:
+def _segments(x_BTD: Tensor, cache: Cache | None, attention_mask: Tensor | None) -> Tensor:
     """int64[B, past + T] of the positions that were read and the new ones: 1, or 0 for padding."""
-    shape = (x_BTD.shape[0], past + x_BTD.shape[1])
+    if getattr(cache, "is_compileable", False):
+        raise UserError(f"the cache is a {type(cache).__name__}; expected one that grows (cache_implementation dynamic)")
+    shape = (x_BTD.shape[0], x_BTD.shape[1] + (0 if cache is None else cache.get_seq_length()))
     if attention_mask is None:
         return torch.ones(shape, dtype=torch.int64, device=x_BTD.device)
-    if not isinstance(attention_mask, Tensor) or tuple(attention_mask.shape) != shape:
-        found = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+    if tuple(attention_mask.shape) != shape:
         raise UserError(
-            f"attention_mask is {found}; expected {shape}: one number for every position read and new, and a cache "
-            f"that grows (cache_implementation dynamic)"
+            f"attention_mask is {tuple(attention_mask.shape)}; expected {shape}, a number for every position, those in "
+            f"the cache and the new ones"
         )
     return attention_mask.long()

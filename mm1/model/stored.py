@@ -187,6 +187,7 @@ def _read_transformers(path: Path, weights: str, tokenizer: Path) -> Stored:
 def _with_ids(data: dict[str, Any], ids: dict[str, Any], vocabulary: int) -> bytes:
     """The tokenizer's bytes as :mod:`mm1.data.hf_tokenizer` has them; a token for pictures alone is none of ours."""
     data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < vocabulary]
+    ids = {role: ids[role] for role in ("bos", "eos", "pad", "image")}  # in the order of its bytes
     return json.dumps({**data, "mm1": ids}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
