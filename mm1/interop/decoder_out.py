@@ -67,6 +67,7 @@ def export_decoder(checkpoint: str | Path, folder: str | Path) -> Path:
         (temporary / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         for name, content in files.items():
             (temporary / name).write_bytes(content)
+        (temporary / "README.md").write_text(_card(Path(folder).name, config, origin), encoding="utf-8")
     return Path(folder)
 
 
@@ -169,6 +170,15 @@ def _without_ours(tokenizer: Tokenizer, tokens: int) -> bytes:
 
 def _ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+
+
+def _card(name: str, config: dict[str, Any], origin: DecoderOrigin | None) -> str:
+    head = f"---\nlicense: {origin.licence}\n---\n" if origin and origin.licence else ""
+    began = f", which began as {origin.source}" if origin else ""
+    return (
+        f"{head}# {name}\n\nThe language model of an MM1{began}, in the layout of {config['architectures'][0]}. "
+        f"Written by `mm1-convert export --to decoder`.\n"
+    )
 
 
 def _type(tensor: Tensor) -> str:

@@ -38,6 +38,7 @@ def join(
     out: Path,
     *,
     vision_weights: Path | None = None,
+    vision_licence: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     seed: int = 0,
     allow_pickle: bool = False,
@@ -49,6 +50,7 @@ def join(
         decoder: Folder in Hugging Face layout (config.json, safetensors, tokenizer), or a .gguf file of a Llama.
         out: Folder to write; must not exist.
         vision_weights: The encoder's weights, in place of those that the YAML names.
+        vision_licence: What their licence is, for model cards; else what a README.md beside them says.
         dtype: Type of the weights written. float32 holds all others to the last bit.
         seed: Decides the connector's first weights and the noise on new rows of the embedding.
         allow_pickle: Read pytorch_model.bin where the decoder has no safetensors; nothing in it is executed.
@@ -69,7 +71,9 @@ def join(
         write_tensors(folder, tensors, {"format": str(FORMAT)}, total=len(joined.state_dict()))
         (folder / CONFIG).write_text(yaml.safe_dump(_without_weights(config), sort_keys=False))
         (folder / tokenizer.file_name).write_bytes(tokenizer.proto)
-        origin = Origin(_origin(published, own, files), config["init_args"]["vision"])
+        vision = _named_weights(config["init_args"]["vision"])
+        licence = vision_licence or (licence_of(vision_weights.parent) if vision_weights else None)
+        origin = Origin(_origin(published, own, files), vision, licence)
         (folder / ORIGIN).write_text(origin.to_json(), encoding="utf-8")
     return out
 
@@ -114,6 +118,12 @@ def _config(model: Path, arguments: dict[str, Any], vision_weights: Path | None)
     kept = {key: settings[key] for key in KEPT if key in settings}
     decoder = {"class_path": CLASS, "init_args": arguments | kept}
     return {**tree, "init_args": {**parts, "vision": vision, "decoder": decoder}}
+
+
+def _named_weights(vision: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's tree with the file's name in place of its path, which is nobody else's."""
+    settings = vision.get("init_args") or {}
+    return {**vision, "init_args": settings | {k: Path(v).name for k, v in settings.items() if k == "weights" and v}}
 
 
 def _without_weights(config: dict[str, Any]) -> dict[str, Any]:

@@ -56,11 +56,13 @@ class Origin:
 
     Args:
         decoder: None where the decoder is our own.
-        vision: The encoder's class-path tree with the weights that it began with.
+        vision: The encoder's class-path tree with the name of the weights that it began with.
+        vision_licence: What is known of their licence.
     """
 
     decoder: DecoderOrigin | None = None
     vision: dict[str, Any] | None = None
+    vision_licence: str | None = None
 
     def to_json(self) -> str:
         """As it is stored."""
@@ -80,7 +82,8 @@ class Origin:
             if found["format"] != FORMAT:
                 raise UserError(f"the origin of this model has format {found['format']}; this version reads {FORMAT}")
             decoder = found["decoder"]
-            return cls(None if decoder is None else DecoderOrigin(**decoder), found["vision"])
+            decoder = None if decoder is None else DecoderOrigin(**decoder)
+            return cls(decoder, found["vision"], found.get("vision_licence"))
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -93,7 +96,7 @@ def small_files(folder: Path) -> dict[str, str]:
 
 
 def licence_of(folder: Path) -> str | None:
-    """What the model card's head says."""
+    """What the head of the model card in a folder says."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.match(r"---\n(?:.*\n)*?license:[ \t]*(\S+)", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mm1
 from mm1.data.tokenizer import Tokenizer, from_hf, train
 from mm1.errors import UserError
+from mm1.interop.__main__ import main
 from mm1.interop.decoder_in import load_decoder
 from mm1.interop.decoder_out import export_decoder
 from mm1.interop.family import families
 from mm1.interop.join import join
-from mm1.interop.origin import Origin
+from mm1.interop.origin import Origin, licence_of
 from mm1.interop.write import write_tensors
 from mm1.model import stored
+from mm1.model.build import resolve
 from mm1.model.decoder import Decoder
+from mm1.model.mm1 import MM1
 from tests.mm1.interop.published import MODELS, SPARSE, VOCABULARY, change, write
 
 TOWER = {"name": "vit_tiny_patch16_224", "image_px": 32, "patch_px": 8, "width": 32, "layers": 1, "heads": 2}
@@ -154,6 +158,11 @@ def test_what_is_known_of_the_parts_is_remembered(model: Path, tmp_path: Path) -
     assert origin.decoder.config == json.loads((source / "config.json").read_text())
     assert origin.decoder.vocabulary == VOCABULARY
     assert origin.vision is not None
+    assert origin.vision["init_args"]["weights"] == "tower.safetensors"
+    back = export_decoder(tmp_path / "joined", tmp_path / "back")
+    assert licence_of(back) == "apache-2.0"
+    named = join(model, source, tmp_path / "named", vision_licence="mit")
+    assert Origin.from_json(stored.read(named).origin_json).vision_licence == "mit"
 
 
 def test_the_tokenizer_comes_back(model: Path, tmp_path: Path) -> None:
@@ -181,6 +190,7 @@ def trained(joined: Path, out: Path, **arguments: Any) -> Path:
     found = stored.read(joined)
     tree = yaml.safe_load(found.config)
     tree["init_args"]["decoder"]["init_args"] |= arguments
+    tree = resolve(tree, MM1)  # as mm1-train writes it
     origin = {"origin": found.origin_json} if found.origin_json else {}
     about = {"format": 1, "model": yaml.safe_dump(tree), "tokenizer": found.tokenizer, **origin}
     state = {f"model.{name}": tensor * 1.5 for name, tensor in found.weights.items()}
@@ -263,3 +273,24 @@ def test_a_broken_origin_is_told(model: Path, tmp_path: Path) -> None:
         (joined / "origin.json").write_text(content)
         with pytest.raises(UserError, match=message):
             export_decoder(joined, tmp_path / "back")
+
+
+def test_the_door_joins(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write("smollm", tmp_path / "source")
+    torch.save(tensors(source), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    words = ["join", "--model", str(model), "--decoder", str(source), "--out", str(tmp_path / "joined")]
+    monkeypatch.setattr(sys, "argv", ["mm1-convert", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "--allow-pickle" in told
+    monkeypatch.setattr(sys, "argv", ["mm1-convert", *words, "--allow-pickle", "--dtype", "bfloat16"])
+    main()
+    assert f"written: {tmp_path / 'joined'}" in capsys.readouterr().out
+    assert {tensor.dtype for tensor in stored.read(tmp_path / "joined").weights.values()} == {torch.bfloat16}
