@@ -88,7 +88,7 @@ def write_card(found: Stored, model: MM1, folder: Path, *, to: str, name: str) -
 
 def _front_matter(origin: Origin, to: str) -> dict[str, Any]:
     licence = origin.decoder.licence if origin.decoder else None
-    # the encoder's licence is recorded nowhere, so that of the whole is known to nobody
+    # that of the whole is for who publishes it to say
     about: dict[str, Any] = {
         "license": UNKNOWN,
         "library_name": "transformers" if to == "transformers" else "mm1",
@@ -98,7 +98,8 @@ def _front_matter(origin: Origin, to: str) -> dict[str, Any]:
     base = (origin.decoder.config.get("_name_or_path") or "") if origin.decoder else ""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         about["base_model"] = base
-    return about | ({"decoder_license": licence} if licence else {})
+    parts = {"decoder_license": licence, "vision_license": origin.vision_licence}
+    return about | {part: said for part, said in parts.items() if said}
 
 
 def _summary(model: MM1) -> str:
@@ -119,7 +120,7 @@ def _parts(model: MM1, origin: Origin) -> str:
     encoder_from = ", ".join([*named, *([weights] if weights else [])]) if vision else UNKNOWN
     decoder_from = f"{decoder.source} (family {decoder.family})" if decoder else UNKNOWN
     rows = [
-        ("image encoder", model.vision, encoder_from, UNKNOWN),
+        ("image encoder", model.vision, encoder_from, origin.vision_licence or UNKNOWN),
         ("connector", model.connector, "trained for this model", "that of this model"),
         ("language model", model.decoder, decoder_from, (decoder.licence if decoder else None) or UNKNOWN),
     ]
