@@ -16,7 +16,7 @@ from eval.compare import compare, told
 from eval.contamination import overlap
 from eval.harness import run
 from eval.prompts import Arm, Settings
-from eval.scores import rescore, table
+from eval.scores import FORMAT, rescore, table
 from eval.store import Answer, read_answers
 from eval.task import discover
 from mm1.errors import UserError, door, underscored
@@ -113,7 +113,7 @@ def _score(arguments: Namespace) -> None:
     scores["tasks"] = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
     print(table(scores))
     if beside.exists():
-        write_json(beside, scores)
+        write_json(beside, {**scores, "format": FORMAT})
         path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
 
 
