@@ -78,16 +78,12 @@ def open_decoder(path: str | Path, allow_pickle: bool = False) -> Published:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a folder in Hugging Face layout, or a .gguf file")
-    if path.is_dir():
-        config, where = read_settings(path / "config.json"), str(path / "config.json")
-        name, family = family_of(Settings(config, where))
-        arguments = family.arguments(Settings(config, where, family.defaults))
-        files = open_folder(path, allow_pickle)
-    else:
-        files = Gguf(path)
-        config, where = files.config, str(path)
-        name, family = family_of(Settings(config, where))
-        arguments = family.arguments(Settings(config, where, family.defaults))
+    gguf = None if path.is_dir() else Gguf(path)
+    where = str(path / "config.json" if gguf is None else path)
+    config = read_settings(path / "config.json") if gguf is None else gguf.config
+    name, family = family_of(Settings(config, where))
+    arguments = family.arguments(Settings(config, where, family.defaults))
+    files = open_folder(path, allow_pickle) if gguf is None else gguf
     ours = empty_decoder(arguments).state_dict()
     layout = _account(family, arguments, ours, files)
     shapes = {key: tuple(tensor.shape) for key, tensor in ours.items()}
