@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from mm1.errors import UserError
 from mm1.interop.origin import Origin
 from mm1.model.count import parameters
 from mm1.model.mm1 import MM1
@@ -38,8 +37,8 @@ print(model.generate(["photo.jpg"], "What is this?"))
 
 {in_transformers}
 
-Without importing mm1 first, `from_pretrained("FOLDER", trust_remote_code=True)` finds the same classes; the package has to be
-installed in either case (`pip install mm1[transformers]`).
+Without importing mm1 first, `from_pretrained("FOLDER", trust_remote_code=True)` finds the same classes; the package has
+to be installed in either case (`pip install mm1[transformers]`).
 
 The language model alone, for whatever reads its family's layout: `mm1-convert export FOLDER OUT --to decoder`."""
 
@@ -222,8 +221,8 @@ def _limits(model: MM1, runs: Sequence[Run]) -> str:
     kinds = [run.about().get("kind") for run in runs]
     length = (_config(runs[-1]).get("data") or {}).get("row_tokens") if runs else None
     lines = [
-        f"It was trained on rows of {length or UNKNOWN} positions; beyond them, and with more pictures than it was shown "
-        f"at once, nothing is known of it.",
+        f"It was trained on rows of {length or UNKNOWN} positions; of longer ones, and of more pictures than it was "
+        f"shown at once, nothing is known.",
         f"A picture is made {model.image_spec.size_px} px small before it is seen: small print is lost.",
         "It can say what is not in the picture, with confidence. The scores above say how often on their tasks, and "
         "nothing about others.",

@@ -1,4 +1,4 @@
-"""A model leaves as a folder that others read: ours, transformers', or the language model alone as its family keeps it."""
+"""A model leaves as a folder that others read: mm1, transformers as well, or whoever reads its decoder's family."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from mm1.model import stored
 from mm1.model.stored import Stored
 
 
-def export(
-    checkpoint: str | Path, folder: str | Path, to: Literal["own", "transformers", "decoder"] = "own"
-) -> Path:
+def export(checkpoint: str | Path, folder: str | Path, to: Literal["own", "transformers", "decoder"] = "own") -> Path:
     """Write a model's folder; it appears whole or not at all.
 
     Args:
@@ -33,7 +31,8 @@ def export(
         found = stored.read(checkpoint)
         model = found.model()
         if to == "transformers":
-            from mm1.interop.export_transformers import write_transformers  # where transformers is needed
+            from mm1.interop import transformers_mm1  # noqa: F401, says so where transformers is missing
+            from mm1.interop.export_transformers import write_transformers
 
             write_transformers(found, model, temporary)
         else:

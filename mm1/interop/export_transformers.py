@@ -1,10 +1,10 @@
-"""A model as a folder that transformers opens through :mod:`mm1.interop.transformers_mm1`, and :func:`mm1.load` as well.
+"""A model as a folder that transformers opens (through :mod:`mm1.interop.transformers_mm1`), and :func:`mm1.load` too.
 
-    config.json              the class-path tree that builds the model, control ids, sizes for tools
-    model.safetensors        every tensor by its name here, after ``model.``; shards with an index if it is big
-    tokenizer.json           the vocabulary;  tokenizer.model beside it where it came from sentencepiece
-    tokenizer_config.json, processor_config.json, chat_template.jinja, generation_config.json
-    modeling_mm1.py          three lines for ``trust_remote_code``, which import the installed package
+config.json              the class-path tree that builds the model, control ids, sizes for tools
+model.safetensors        every tensor by its name here, after ``model.``; shards with an index if it is big
+tokenizer.json           the vocabulary;  tokenizer.model beside it where it came from sentencepiece
+tokenizer_config.json, processor_config.json, chat_template.jinja, generation_config.json
+modeling_mm1.py          three lines for ``trust_remote_code``, which import the installed package
 """
 
 from __future__ import annotations

@@ -41,9 +41,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     pieces = [_piece(value) for number, value in model if number == 1]
     trainer, normalizer = (_message(model, number) for number in (2, 3))
     if trainer.get(3, 1) != BPE:
-        raise UserError(
-            f"the tokenizer is of sentencepiece's model type {trainer.get(3, 1)}; expected byte-pair encoding (type {BPE})"
-        )
+        raise UserError(f"the sentencepiece tokenizer has model type {trainer.get(3, 1)}; expected {BPE}, byte pairs")
     if fixed := [p.text for p in pieces if p.kind == USER_DEFINED and len(p.text) > 1]:
         raise UserError(
             f"the tokenizer has {len(fixed)} user-defined pieces of several characters, the first: {fixed[0]!r}; "
@@ -139,7 +137,7 @@ def _message(model: list[tuple[int, Any]], number: int) -> dict[int, Any]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a protobuf message: an int, or bytes for whatever has a length or is a float."""
+    """Number and value of each field of a protobuf message: an int, or bytes of what has a length or is a float."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

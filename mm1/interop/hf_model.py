@@ -6,8 +6,8 @@ Nothing is computed here a second time: the decoder runs as it does everywhere a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +30,7 @@ class MM1Config(Installed, PreTrainedConfig):
 
     Args:
         mm1: What a checkpoint says of itself, without the weights: ``format``, ``model`` (the class-path tree that
-            builds the model) and ``tokenizer`` (control ids). Everything below follows from it and is for tools to read.
+            builds the model) and ``tokenizer`` (control ids). All below follows from it and is for tools to read.
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads: Of the decoder.
         image_token_index: The id that stands where a picture's token goes; it may lie beyond the vocabulary.
         tokens_per_image: Tokens per picture.
@@ -51,6 +51,7 @@ class MM1Config(Installed, PreTrainedConfig):
     eos_token_id: int | None = None
     pad_token_id: int | None = None
     tie_word_embeddings: bool = False
+    auto_map: dict[str, str] | None = None
 
     @classmethod
     def of(
@@ -76,9 +77,9 @@ class MM1Config(Installed, PreTrainedConfig):
             auto_map=auto_map(AutoConfig="MM1Config", AutoModelForImageTextToText="MM1ForConditionalGeneration"),
         )
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers does it, with the code that finds this class."""
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
         leave_code(save_directory)
 
 
@@ -135,10 +136,10 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
     config_class = MM1Config
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"mean_C11", "std_C11"}  # 8 bits of a mean would shift pictures
+    _keep_in_fp32_modules_strict = {"mean_C11", "std_C11"}  # 8 bits of a mean would shift pictures
 
     def __init__(self, config: MM1Config) -> None:
         super().__init__(config)
@@ -180,13 +181,7 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
         Raises:
             UserError: Pictures and their places, or masks and positions do not match.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("the model got input_ids and inputs_embeds, or neither; expected one of them")
-        x_BTD, features_IND = inputs_embeds, None
-        if input_ids is not None:
-            tokens_BT = input_ids.where(input_ids != self.config.image_token_index, IMAGE)
-            features_IND = self.model.encode_images(self._pictures(tokens_BT, pixel_values))
-            x_BTD = self.model.embed(tokens_BT, features_IND)
+        x_BTD, features_IND = self._embed(input_ids, inputs_embeds, pixel_values)
         if past_key_values is None and self._remembers(use_cache):
             past_key_values = DynamicCache()
         seen_BT, new = _segments(x_BTD, past_key_values, attention_mask), slice(-x_BTD.shape[1], None)
@@ -209,7 +204,7 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
         """The token embedding."""
         return self.model.decoder.embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]
         """Put another token embedding in place."""
         self.model.decoder.embedding = value
 
@@ -217,7 +212,7 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
         """The head, None where it is the token embedding itself."""
         return self.model.decoder.head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         """Put another head in place."""
         self.model.decoder.head = value
 
@@ -254,6 +249,21 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
             return False  # the recomputation would remember twice
         return not self.training if use_cache is None else use_cache
 
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the decoder reads, [B, T, D], and the pictures' tokens in it."""
+        if input_ids is not None and inputs_embeds is None:
+            tokens_BT = input_ids.where(input_ids != self.config.image_token_index, IMAGE)
+            features_IND = self.model.encode_images(self._pictures(tokens_BT, pixel_values))
+            return self.model.embed(tokens_BT, features_IND), features_IND
+        if inputs_embeds is None or input_ids is not None or pixel_values is not None:
+            raise UserError(
+                "the model got input_ids and inputs_embeds, or neither, or pixel_values with inputs_embeds; expected "
+                "input_ids, or inputs_embeds with their pictures in place"
+            )
+        return inputs_embeds, None
+
     def _pictures(self, tokens_BT: Tensor, pixel_values: Tensor | None) -> Tensor:
         """The pictures uint8[I, 3, S, S] that have places, row by row."""
         each, side = self.model.connector.tokens, self.model.vision.image_px
@@ -285,7 +295,7 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
 def _segments(x_BTD: Tensor, cache: Cache | None, attention_mask: Tensor | None) -> Tensor:
     """int64[B, past + T] of the positions that were read and the new ones: 1, or 0 for padding."""
     if getattr(cache, "is_compileable", False):
-        raise UserError(f"the cache is a {type(cache).__name__}; expected one that grows (cache_implementation dynamic)")
+        raise UserError(f"the cache is a {type(cache).__name__}; expected one that grows (cache_implementation)")
     shape = (x_BTD.shape[0], x_BTD.shape[1] + (0 if cache is None else cache.get_seq_length()))
     if attention_mask is None:
         return torch.ones(shape, dtype=torch.int64, device=x_BTD.device)

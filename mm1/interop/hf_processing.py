@@ -1,4 +1,4 @@
-"""What stands before MM1 in transformers: pictures become the same pixels and text the same ids as everywhere else here.
+"""What stands before MM1 in transformers: pictures become the same pixels and text the same ids as elsewhere here.
 
 ``<image>`` in a text stands for a picture and becomes as many places as a picture has tokens. A text begins with the
 begin token, and shorter rows are padded on the left, so that ``generate`` can go on from all of them at once.
@@ -11,9 +11,10 @@ import binascii
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from string import Template
-from typing import Any, ClassVar
+from typing import Any
 
 import PIL.Image
 import torch
@@ -74,7 +75,7 @@ class MM1ImageProcessor(Installed, BaseImageProcessor):
         kwargs: What transformers keeps in the file with them.
     """
 
-    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    model_input_names = ["pixel_values"]
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class MM1ImageProcessor(Installed, BaseImageProcessor):
         return super().to_dict() | {"auto_map": auto_map(AutoImageProcessor="MM1ImageProcessor")}
 
     def fetch_images(self, images: Any) -> Any:
-        """Nothing is opened before :meth:`preprocess`: opened by transformers, a picture would lose its transparency."""
+        """Nothing is opened before :meth:`preprocess`: by transformers, a picture would lose its transparency."""
         return images
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **_: Any) -> BatchFeature:
@@ -122,10 +123,12 @@ class MM1ImageProcessor(Installed, BaseImageProcessor):
         """
         flat = images if isinstance(images, list | tuple) else [images]
         rows = [[prepared(p, self.spec) for p in (row if isinstance(row, list | tuple) else [row])] for row in flat]
-        blank = torch.zeros(3, self.size_px, self.size_px, dtype=torch.uint8)
-        most = max(map(len, rows), default=0)
-        filled = [torch.stack([*row, *[blank] * (most - len(row))]) if most else blank.new_empty(0, *blank.shape) for row in rows]
-        return BatchFeature({"pixel_values": torch.stack(filled)})
+        most, side = max(map(len, rows), default=0), self.size_px
+        filled = torch.zeros(len(rows), most, 3, side, side, dtype=torch.uint8)
+        for at, row in enumerate(rows):
+            for place, picture in enumerate(row):
+                filled[at, place] = picture
+        return BatchFeature({"pixel_values": filled})
 
 
 class MM1Processor(Installed, ProcessorMixin):
@@ -188,9 +191,9 @@ class MM1Processor(Installed, ProcessorMixin):
         """What is written down."""
         return super().to_dict() | {"auto_map": auto_map(AutoProcessor="MM1Processor")}
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As transformers does it, with the code that finds this class."""
-        saved = super().save_pretrained(save_directory, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
         leave_code(save_directory)
         return saved
 
@@ -241,12 +244,9 @@ def _by_row(images: Any, places: list[int]) -> list[list[Any]]:
         images = []
     flat = list(images) if isinstance(images, list | tuple) else [images]
     nested = all(isinstance(row, list | tuple) for row in flat) and len(flat) == len(places)
-    if not nested:
-        starts = [sum(places[:at]) for at in range(len(places) + 1)]
-        rows = [flat[start:end] for start, end in zip(starts, starts[1:], strict=False)]
-        rows[-1] = flat[starts[-2] :]
-    else:
-        rows = [list(row) for row in flat]
+    left = iter(flat)
+    rows = [list(row) for row in flat] if nested else [list(islice(left, count)) for count in places]
+    rows[-1] += left if not nested else ()
     if (found := [len(row) for row in rows]) != places:
         raise UserError(f"the rows of text have {places} places ({PICTURE}) for {found} pictures; expected one each")
     return rows

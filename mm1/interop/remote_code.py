@@ -1,11 +1,12 @@
 """Three lines in a folder by which transformers finds the classes of this package where nobody imported them.
 
-``from_pretrained(folder, trust_remote_code=True)`` runs them; the package must be installed. No copy of our classes lies
-in a folder, so a model gets the mended code of a newer version.
+``from_pretrained(folder, trust_remote_code=True)`` runs them; the package must be installed. No copy of our classes
+lies in a folder, so a model gets the mended code of a newer version.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,6 @@ def auto_map(**classes: str) -> dict[str, str]:
     return {auto: f"{MODULE}.{name}" for auto, name in classes.items()}
 
 
-def leave_code(folder: str | Path) -> None:
+def leave_code(folder: str | os.PathLike[str]) -> None:
     """Write the three lines."""
     (Path(folder) / f"{MODULE}.py").write_text(CODE)

@@ -1,10 +1,10 @@
-"""Importing this makes transformers know MM1: its Auto classes open what ``mm1-convert export --to transformers`` wrote.
+"""Importing this makes transformers know MM1: its Auto classes open what ``export --to transformers`` wrote.
 
-    import mm1.interop.transformers_mm1
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+import mm1.interop.transformers_mm1
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder)
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ try:
     )
 except ImportError as error:
     raise UserError(
-        f"transformers cannot be imported ({error}); expected it for models in its format: pip install mm1[transformers]"
+        f"transformers cannot be imported ({error}); expected it for this format: pip install mm1[transformers]"
     ) from None
 
 from mm1.interop.hf_model import MM1Config, MM1ForConditionalGeneration

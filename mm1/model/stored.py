@@ -164,7 +164,7 @@ def _read_folder(path: Path) -> Stored:
 
 
 def _read_transformers(path: Path, weights: str, tokenizer: Path) -> Stored:
-    """A folder that ``mm1-convert export --to transformers`` wrote, or ``save_pretrained`` of a model opened from it."""
+    """A folder of ``mm1-convert export --to transformers``, or of ``save_pretrained`` of a model opened from one."""
     try:
         config = json.loads((path / TRANSFORMERS).read_text())
         about = config.get("mm1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mm1.data.tokenizer import find, from_hf
 from mm1.errors import UserError
 from mm1.interop.__main__ import main
 from mm1.interop.export import export
+from mm1.interop.origin import Origin
 from mm1.model import stored
 from tests.mm1.data.hf_folders import write
 
@@ -32,7 +34,8 @@ def logits(path: Path) -> torch.Tensor:
 
 def test_the_exported_model_computes_the_same(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = export(tiny_checkpoint, tmp_path / "deep" / "model")
-    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "model.yaml", "tokenizer.model"]
+    files = ["README.md", "model.safetensors", "model.yaml", "tokenizer.model"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     assert not list(folder.parent.glob("*.tmp"))
     assert torch.equal(logits(folder), logits(tiny_checkpoint))
     assert mm1.load(folder).tokenizer.proto == mm1.load(tiny_checkpoint).tokenizer.proto
@@ -51,18 +54,19 @@ def test_an_existing_folder_is_not_overwritten(tiny_checkpoint: Path, tmp_path: 
         export(tiny_checkpoint, tmp_path)
 
 
-def test_a_full_disk_leaves_no_half_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["own", "transformers"])
+def test_a_full_disk_leaves_no_half_folder(tiny_checkpoint: Path, tmp_path: Path, to: Any) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
         with pytest.raises(UserError, match=r"model\.tmp cannot be written"):
-            export(tiny_checkpoint, tmp_path / "model")
+            export(tiny_checkpoint, tmp_path / "model", to)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert not (tmp_path / "model").exists()
-    assert export(tiny_checkpoint, tmp_path / "model").is_dir()
+    assert export(tiny_checkpoint, tmp_path / "model", to).is_dir()
 
 
 def test_a_folder_that_lacks_a_file_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -78,6 +82,36 @@ def test_weights_of_another_format_are_told(tiny_checkpoint: Path, tmp_path: Pat
     (folder / "model.safetensors").write_bytes(data.replace(b'"format":"1"', b'"format":"7"', 1))
     with pytest.raises(UserError, match="checkpoint format 7"):
         mm1.load(folder)
+
+
+def test_a_folder_is_exported_like_a_checkpoint_with_what_is_known_of_its_parts(
+    stored_tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    origin = Origin(vision={"class_path": "mm1.model.vision.Timm", "init_args": {"name": "vit_tiny"}}).to_json()
+    torch.save({**stored_tiny, "mm1": {**stored_tiny["mm1"], "origin": origin}}, tmp_path / "a.ckpt")
+    first = export(tmp_path / "a.ckpt", tmp_path / "first", to="transformers")
+    second = export(first, tmp_path / "second", to="own")
+    third = export(second, tmp_path / "third", to="transformers")
+    assert torch.equal(logits(second), logits(tmp_path / "a.ckpt"))
+    assert (second / "origin.json").read_text() == origin
+    for file in first.iterdir():
+        told = file.read_text() if file.name == "README.md" else ""
+        same = (third / file.name).read_bytes() == file.read_bytes()
+        assert same or told.replace("# first", "# third") == (third / "README.md").read_text()
+
+
+def test_without_transformers_its_export_is_refused_and_ours_is_not(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['transformers'] = None; from mm1.interop.export import export; "
+        f"print(export({str(tiny_checkpoint)!r}, {str(tmp_path / 'own')!r})); "
+        f"export({str(tiny_checkpoint)!r}, {str(tmp_path / 'theirs')!r}, to='transformers')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(mm1.__file__).parents[1], capture_output=True, text=True
+    )
+    assert str(tmp_path / "own") in done.stdout
+    assert "pip install mm1[transformers]" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_the_door_exports(

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache, pipeline
 
 import mm1
-from mm1.batch import IGNORE, IMAGE, Batch, targets_of
+from mm1.batch import IMAGE, Batch, targets_of
 from mm1.data.encode import Encoded, prompt
 from mm1.data.image import prepare
 from mm1.data.tokenizer import Tokenizer
@@ -59,9 +59,7 @@ class Opened:
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """The rows as the processor pads them."""
-        text = [
-            "".join("<image>" if isinstance(item, Image) else item.text for item in items) for items in ROWS
-        ]
+        text = ["".join("<image>" if isinstance(item, Image) else item.text for item in items) for items in ROWS]
         return dict(self.processor(images=PICTURES, text=text, return_tensors="pt"))
 
 
@@ -88,7 +86,8 @@ def test_the_rows_are_the_same_and_so_are_their_logits(opened: Opened) -> None:
     for row, encoded in enumerate(opened.encoded()):
         length = len(encoded.tokens)
         ids, mask = inputs["input_ids"][row], inputs["attention_mask"][row]
-        assert torch.equal(ids[-length:], encoded.tokens.where(encoded.tokens != IMAGE, opened.processor.image_token_id))
+        places = encoded.tokens == IMAGE
+        assert torch.equal(ids[-length:], encoded.tokens.masked_fill(places, opened.processor.image_token_id))
         assert mask.tolist() == [0] * (len(mask) - length) + [1] * length
         images = prepared(opened, encoded.images)
         expected = logits(opened.ours.model, encoded.tokens, images)
@@ -122,20 +121,20 @@ def test_greedy_answers_are_those_of_mm1(opened: Opened) -> None:
 def test_company_and_cache_change_no_answer(opened: Opened) -> None:
     inputs = opened.inputs()
     new = inputs["input_ids"].shape[1]
-    for settings in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
-        once = opened.theirs.generate(**inputs, max_new_tokens=6, **settings)
-        assert torch.equal(once, opened.theirs.generate(**inputs, max_new_tokens=6, use_cache=False, **settings))
+    for settings in ({}, {"num_beams": 3, "num_return_sequences": 2}):
+        once = opened.theirs.generate(**inputs, max_new_tokens=4, **settings)
+        assert torch.equal(once, opened.theirs.generate(**inputs, max_new_tokens=4, use_cache=False, **settings))
         text = "".join("<image>" if isinstance(item, Image) else item.text for item in ROWS[2])
         alone = opened.processor(images=PICTURES[1:], text=text, return_tensors="pt")
         each = settings.get("num_return_sequences", 1)
-        found = opened.theirs.generate(**alone, max_new_tokens=6, **settings)[:, alone["input_ids"].shape[1] :]
+        found = opened.theirs.generate(**alone, max_new_tokens=4, **settings)[:, alone["input_ids"].shape[1] :]
         assert torch.equal(found, once[2 * each :, new:])
 
 
 def test_sampling_follows_the_seed(opened: Opened) -> None:
     def sample(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        answers = opened.theirs.generate(**opened.inputs(), do_sample=True, max_new_tokens=6, num_return_sequences=2)
+        answers = opened.theirs.generate(**opened.inputs(), do_sample=True, max_new_tokens=4, num_return_sequences=2)
         assert len(answers) == 6
         return answers.tolist()
 
@@ -268,17 +267,18 @@ def test_what_does_not_fit_is_told(plain: Path) -> None:
     ids, side = torch.tensor([[1, *[model.config.image_token_index] * 4, 9]]), model.model.vision.image_px
     one = torch.zeros(1, 1, 3, side, side, dtype=torch.uint8)
     for given, told in [
-        ({}, "one of them"),
-        ({"input_ids": ids, "inputs_embeds": torch.zeros(1, 2, 32)}, "one of them"),
+        ({}, "or neither"),
+        ({"input_ids": ids, "inputs_embeds": torch.zeros(1, 2, 32)}, "expected input_ids, or"),
+        ({"pixel_values": one, "inputs_embeds": torch.zeros(1, 2, 32)}, "pixel_values with inputs_embeds"),
         ({"input_ids": ids}, r"\[4\] places .* up to 0 pictures a row"),
         ({"input_ids": ids[:, :4], "pixel_values": one}, r"\[3\] places .*, 4 a picture"),
         ({"input_ids": ids, "pixel_values": one[0]}, r"shape \(1, 3, 28, 28\) for 1 rows"),
         ({"input_ids": ids.repeat(2, 1), "pixel_values": one}, r"shape \(1, 1, 3, 28, 28\) for 2 rows"),
-        ({"input_ids": ids, "pixel_values": one, "attention_mask": torch.ones(1, 3)}, r"is \(1, 3\); expected \(1, 6\)"),
+        ({"input_ids": ids, "pixel_values": one, "attention_mask": ids[:, 3:]}, r"is \(1, 3\); expected \(1, 6\)"),
     ]:
         with pytest.raises(UserError, match=told):
             model(**given)
-    with pytest.raises(UserError, match="a cache that grows"):
+    with pytest.raises(UserError, match="StaticCache; expected one that grows"):
         model.generate(input_ids=ids, pixel_values=one, cache_implementation="static", max_new_tokens=2)
 
 
@@ -293,7 +293,7 @@ def test_a_decoder_of_others_is_no_model_of_ours(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("auto", ["AutoModelForImageTextToText", "AutoProcessor", "AutoImageProcessor"])
 def test_trusted_code_finds_the_installed_classes(plain: Path, auto: str) -> None:
-    script = f"import transformers, sys; found = transformers.{auto}.from_pretrained({str(plain)!r}, trust_remote_code=True)"
+    script = f"import transformers as t, sys; found = t.{auto}.from_pretrained({str(plain)!r}, trust_remote_code=True)"
     script += "; sys.exit(not type(found).__module__.startswith('mm1.interop.'))"
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(mm1.__file__).parents[1], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-400:]
