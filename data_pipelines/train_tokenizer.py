@@ -45,7 +45,7 @@ def take_tokenizer(path: Path, out: Path) -> Tokenizer:
     Raises:
         UserError: There is no tokenizer, or one that cannot be used.
     """
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" or (path / "modeling_mm1.py").is_file():  # the latter: an export that transformers reads
         from mm1.model.stored import read  # needs torch
 
         return put(out, read(path).tokenizer)

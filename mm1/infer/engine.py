@@ -150,7 +150,7 @@ class Engine:
         answers = rows = [Row() for _ in encoded]
         for step in range(new):
             hidden_BD = decoder(x_BTD, segments_BT, positions_BT, cache).hidden_BTD[:, -1]
-            next_B = decoder.logits(hidden_BD)[:, : self.tokenizer.vocabulary].argmax(dim=-1)
+            next_B = self._scores(hidden_BD).argmax(dim=-1)
             self._add(rows, next_B.tolist(), stop, spell=(step + 1) % SPELLED_EVERY == 0)
             going = [at for at, row in enumerate(rows) if not row.ended]
             if step + 1 == new or not going:
@@ -165,6 +165,13 @@ class Engine:
         for row in answers:
             self._spell(row, stop)
         return [row.text.strip() for row in answers]
+
+    def _scores(self, hidden_BD: Tensor) -> Tensor:
+        """Logits of what may be said: rows of the embedding that are no token are left out, a picture's never comes."""
+        scores_BV = self.model.decoder.logits(hidden_BD)[:, : self.tokenizer.vocabulary]
+        if self.tokenizer.image is not None:
+            scores_BV[:, self.tokenizer.image] = -torch.inf
+        return scores_BV
 
     def _add(self, rows: list[Row], tokens: list[int], stop: Sequence[str], spell: bool) -> None:
         """Add a token to every answer that has not ended."""

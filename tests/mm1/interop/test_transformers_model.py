@@ -24,6 +24,7 @@ from mm1.infer.assistant import Assistant
 from mm1.interop.export import export
 from mm1.interop.transformers_mm1 import MM1ForConditionalGeneration, MM1Processor
 from mm1.model.build import build
+from mm1.model.mm1 import MM1
 from mm1.sample import Image, Text
 from mm1.template import turn
 from tests.mm1.interop.exported import UNLIKE_LLAMA, checkpoint, file_of, logits, picture, tokenizer
@@ -162,6 +163,22 @@ def test_ids_that_are_no_text_are_never_said(opened: Opened) -> None:
     assert not never & {*said[:, opened.inputs()["input_ids"].shape[1] :].flatten().tolist()}
 
 
+@torch.no_grad()
+def test_a_place_for_a_picture_is_never_said_though_it_be_the_likeliest(opened: Opened) -> None:
+    image = opened.ours.tokenizer.image
+    if image is None or opened.ours.model.decoder.head is None:
+        pytest.skip("a token for pictures and a head of its own are needed")
+    ours, theirs = mm1.load(opened.checkpoint), AutoModelForImageTextToText.from_pretrained(opened.folder)
+    ids = torch.tensor([[ours.tokenizer.bos, *ours.tokenizer.encode("one two")]])
+    hidden = theirs(ids, output_hidden_states=True).hidden_states[0][0, -1]
+    for head in (ours.model.decoder.head, theirs.get_output_embeddings()):
+        head.weight[image] = 10 * hidden
+    assert theirs(ids).logits[0, -1].argmax() == image
+    said = theirs.generate(ids, max_new_tokens=4)[0, ids.shape[1] :].tolist()
+    assert image not in said
+    assert dict(ours.engine.generate([[Text("one two")]], 4))[0] == ours.tokenizer.decode(said).strip()
+
+
 def test_the_loss_and_its_gradients_are_those_of_training(opened: Opened) -> None:
     encoded = opened.encoded()[2]
     tokens, image_token = encoded.tokens[None], opened.theirs.config.image_token_index
@@ -200,20 +217,22 @@ def test_recomputation_is_switched_by_transformers(opened: Opened) -> None:
     assert not opened.theirs.model.decoder.checkpointing
 
 
-@torch.no_grad()
+def same_weights(one: MM1, other: MM1) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(name == same and torch.equal(value, its) for (name, value), (same, its) in pairs)
+
+
 def test_what_is_saved_again_is_the_same_for_both(opened: Opened, tmp_path: Path) -> None:
     opened.theirs.save_pretrained(tmp_path)
     opened.processor.save_pretrained(tmp_path)
-    inputs = opened.inputs()
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert torch.equal(again(**inputs).logits, opened.theirs(**inputs).logits)
     ours = opened.ours
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert same_weights(again.model, ours.model)
     for folder in (opened.folder, tmp_path):
         loaded = mm1.load(folder)
         encoded, expected = (opened.encoded(some.tokenizer)[2].tokens for some in (loaded, ours))
         assert torch.equal(encoded, expected)
-        images = prepared(opened, PICTURES[1:])
-        assert torch.equal(logits(loaded.model, encoded, images), logits(ours.model, encoded, images))
+        assert same_weights(loaded.model, ours.model)
         assert (loaded.tokenizer.eos, loaded.tokenizer.vocabulary) == (ours.tokenizer.eos, ours.tokenizer.vocabulary)
     if opened.name != "unlike llama":  # whose vocabulary puts a space before the first word of a text, not of each
         assert mm1.load(opened.folder).tokenizer.fingerprint == ours.tokenizer.fingerprint

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
+from data_pipelines.train_tokenizer import take_tokenizer
 from mm1.batch import IMAGE, ImageSpec
 from mm1.data.encode import prompt
 from mm1.data.image import prepare
@@ -101,6 +102,7 @@ def test_the_tokenizer_alone_begins_texts_too(tmp_path: Path) -> None:
     assert theirs("a red square").input_ids == [ours.bos, *ours.encode("a red square")]
     assert theirs.decode(ours.encode("a red  square\n")) == "a red  square\n"
     assert AutoImageProcessor.from_pretrained(folder).spec.size_px == 28
+    assert take_tokenizer(folder, tmp_path / "corpus").proto == ours.proto
 
 
 def test_rows_take_their_pictures_in_order(opened: dict[str, tuple[Tokenizer, MM1Processor]]) -> None:
