@@ -120,7 +120,7 @@ def _parts(model: MM1, origin: Origin) -> str:
     decoder_from = f"{decoder.source} (family {decoder.family})" if decoder else UNKNOWN
     rows = [
         ("image encoder", model.vision, encoder_from, origin.vision_licence or UNKNOWN),
-        ("connector", model.connector, "trained for this model", "that of this model"),
+        ("connector", model.connector, "new with this model", "that of this model"),
         ("language model", model.decoder, decoder_from, (decoder.licence if decoder else None) or UNKNOWN),
     ]
     cells = [

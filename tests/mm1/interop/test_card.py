@@ -117,7 +117,7 @@ def test_parts_and_training_are_those_of_the_run(checkpoint: Path, tmp_path: Pat
 def test_a_model_without_a_run_says_that_nothing_is_known(tiny_checkpoint: Path, tmp_path: Path) -> None:
     card = export(tiny_checkpoint, tmp_path / "model") / "README.md"
     assert front_matter(card)["library_name"] == "mm1"
-    assert [row[3] for row in rows(card, "Parts")] == ["unknown", "trained for this model", "unknown"]
+    assert [row[3] for row in rows(card, "Parts")] == ["unknown", "new with this model", "unknown"]
     assert card.read_text().count("Not recorded: unknown.") == 2
     parameters = [int(row[2].replace(",", "")) for row in rows(card, "Parts")]
     weights = torch.load(tiny_checkpoint)["state_dict"]

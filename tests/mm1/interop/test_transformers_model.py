@@ -23,6 +23,7 @@ from mm1.errors import UserError
 from mm1.infer.assistant import Assistant
 from mm1.interop.export import export
 from mm1.interop.transformers_mm1 import MM1ForConditionalGeneration, MM1Processor
+from mm1.interop.write import write_tensors
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
 from mm1.sample import Image, Text
@@ -279,6 +280,17 @@ def test_a_folder_that_lacks_a_tensor_is_told(plain: Path, tmp_path: Path) -> No
         AutoModelForImageTextToText.from_pretrained(folder)
     with pytest.raises(UserError, match=r"1 tensors missing, the first: decoder\.norm\.weight"):
         mm1.load(folder)
+
+
+def test_a_big_model_lies_in_shards(plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain, tmp_path / "model"))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    write_tensors(folder, weights.items(), {"format": "pt"}, shard_bytes=50_000)
+    assert len([*folder.glob("model-*-of-*.safetensors")]) > 2
+    ours, theirs = mm1.load(plain).model, AutoModelForImageTextToText.from_pretrained(folder).model
+    assert same_weights(ours, theirs)
+    assert same_weights(ours, mm1.load(folder).model)
 
 
 def test_what_does_not_fit_is_told(plain: Path) -> None:
