@@ -54,10 +54,10 @@ class _Runs(Source):
                 run = shuffled[taken : taken + chance.choice(SIZES)]
                 taken += len(run)
                 bare = BARE if len(run) > BARE and chance.random() < BARE_SHARE else 0
-                shown = [
-                    (*([picture] if at >= bare else []), *texts(picture, number)) for at, picture in enumerate(run)
-                ]
-                items = [item for entry in shown for item in entry]
+                items: list[Text | Path] = []
+                for at, picture in enumerate(run):
+                    items += [picture] if at >= bare else []
+                    items += texts(picture, number)
                 yield Draft(f"{place}:{number}#{taken}", self.stream, tuple(items), self._first(run))
 
     def _group(self, picture: Path) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from mm1.data.tokenizer import Tokenizer, from_hf, grow
 from mm1.errors import UserError
@@ -67,6 +68,7 @@ def join(
         vocabulary = _rounded(max(tokenizer.vocabulary, published.arguments["vocabulary"]))
         config["init_args"]["decoder"]["init_args"]["vocabulary"] = vocabulary
         _fill_encoder_and_connector(joined, seed)
+        _settle(joined, _spread(published), seed)
         tensors = _tensors(joined, published, vocabulary, getattr(torch, dtype), seed)
         write_tensors(folder, tensors, {"format": str(FORMAT)}, total=len(joined.state_dict()))
         (folder / CONFIG).write_text(yaml.safe_dump(_without_weights(config), sort_keys=False))
@@ -144,13 +146,36 @@ def _fill_encoder_and_connector(model: MM1, seed: int) -> None:
     model.load_pretrained()
 
 
+def _spread(published: Published) -> float:
+    """Standard deviation of the decoder's embeddings."""
+    embedding_VD = torch.empty(published.shapes["embedding.weight"])
+    published.copy("embedding.weight", embedding_VD)
+    return float(embedding_VD.std())
+
+
+@torch.no_grad()
+def _settle(model: MM1, spread: float, seed: int) -> None:
+    """Let the new connector begin near to what it joins: silent residual branches, tokens as large as words.
+
+    At random it scrambles what the encoder says, and speaks several times louder than any word of the decoder; both
+    cost a small run much of its time (configs/ablations/README.md). Measured on two smooth random pictures.
+    """
+    model.connector.quiet()
+    blobs_ICSS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    images_ICHW = interpolate(blobs_ICSS, size=model.vision.image_px, mode="bicubic")
+    tokens_IND = model.connector(model.vision(images_ICHW))
+    *_, readout = (layer for layer in model.connector.modules() if isinstance(layer, nn.Linear))
+    readout.weight.mul_(spread / tokens_IND.std())
+
+
 def _tensors(
     model: MM1, published: Published, vocabulary: int, dtype: torch.dtype, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the joined model, one at a time."""
+    learned = {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
         if not tensor.is_meta:
-            yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+            yield name, tensor.to(dtype) if name in learned else tensor  # what pictures are normalised by stays exact
             continue
         own = name.removeprefix("decoder.")
         rows = len(tensor)

@@ -9,7 +9,7 @@ from math import isqrt
 
 import torch
 from timm.layers import LayerNorm2d
-from timm.models.regnet import RegStage
+from timm.models.regnet import Bottleneck, RegStage
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, scaled_dot_product_attention
 
@@ -49,6 +49,9 @@ class Connector(nn.Module):
         """[I, P, V] -> [I, N, D]."""
         raise NotImplementedError
 
+    def quiet(self) -> None:
+        """Let residual branches, if there are any, begin silent (Goyal et al. 2017, section 5.1)."""
+
     def _map(self, patches_IPV: Tensor) -> Tensor:
         """Patches as the feature map [I, V, grid, grid] they are."""
         return patches_IPV.transpose(1, 2).unflatten(2, (self.grid, self.grid))
@@ -86,6 +89,12 @@ class CAbstractor(Connector):
         map_ICSS = self.before(self._map(patches_IPV + self.positions_1PV))
         map_ICSS = self.after(adaptive_avg_pool2d(map_ICSS, self.side))
         return self.readout(map_ICSS.flatten(2).transpose(1, 2))
+
+    def quiet(self) -> None:
+        """Zero the last norm of every block."""
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                block.zero_init_last()
 
 
 class AveragePool(Connector):

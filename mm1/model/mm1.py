@@ -81,6 +81,18 @@ class MM1(nn.Module):
         """What can be frozen or given its own learning rate, by name."""
         return {"vision": self.vision, "connector": self.connector, "decoder": self.decoder}
 
+    def compile_parts(self) -> None:
+        """Compile what repeats, in place: the decoder's layers, the encoder's blocks, the connector.
+
+        The first step of each kind of batch then takes half a minute. Layers are compiled one by one, since they are
+        alike and the second is free; pictures of a batch vary in number, so what sees them is compiled for any number.
+        """
+        for layer in self.decoder.layers:
+            layer.compile()
+        for block in self.vision.blocks:
+            block.compile(dynamic=True)
+        self.connector.compile(dynamic=True)
+
     @property
     def image_spec(self) -> ImageSpec:
         """How pictures are prepared for this model."""

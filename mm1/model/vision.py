@@ -61,6 +61,11 @@ class VisionEncoder(nn.Module):
         """Normalised float pictures [I, 3, S, S] -> patch tokens [I, P, V], no class token among them."""
         raise NotImplementedError
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks, first to last."""
+        raise NotImplementedError
+
     def load_pretrained(self) -> None:
         """Replace random weights by published ones; nothing happens where none were asked for."""
         raise NotImplementedError
@@ -160,6 +165,11 @@ class OpenClip(VisionEncoder):
         self.left_out = _prune(self.visual, layer, len(self.visual.transformer.resblocks))
         self.visual.set_grad_checkpointing(checkpointing)
         follow_grid(self, "visual.positional_embedding", self.grid, prefix_tokens=1)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The tower's residual blocks."""
+        return self.visual.transformer.resblocks
 
     def forward(self, images_ICHW: Tensor) -> Tensor:
         """Normalised float pictures [I, 3, S, S] -> [I, P, V]."""
@@ -273,6 +283,11 @@ class Timm(VisionEncoder):
                 f"form a grid (model.vision.init_args.name)"
             )
         return visual
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The tower's blocks."""
+        return self.visual.blocks
 
     def forward(self, images_ICHW: Tensor) -> Tensor:
         """Normalised float pictures [I, 3, S, S] -> [I, P, V]."""

@@ -27,15 +27,22 @@ class Objective(lightning.LightningModule):
         optimizer: Optimizer and schedule, rates by part.
         seed: Decides the initial weights.
         init_from: Checkpoint whose weights are taken over, with a new optimizer and schedule.
+        compiled: Compile layers with torch.compile; about 1.6 times as fast on a GPU after half a minute of compiling.
     """
 
     def __init__(
-        self, model: MM1, optimizer: AdamW | None = None, *, seed: int = 0, init_from: Path | None = None
+        self,
+        model: MM1,
+        optimizer: AdamW | None = None,
+        *,
+        seed: int = 0,
+        init_from: Path | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.optimizer = optimizer or AdamW()
-        self.seed, self.init_from = seed, init_from
+        self.seed, self.init_from, self.compiled = seed, init_from, compiled
         self.origin_json: str | None = None  # of the parts that init_from was joined of
         self.window: Tensor = torch.ones(2, device="cpu")
         self.step_sums: LossSums | None = None
@@ -56,6 +63,8 @@ class Objective(lightning.LightningModule):
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self._take_over(self.init_from)
         self.optimizer.freeze(self.model)
+        if self.compiled:
+            self.model.compile_parts()
 
     def _check_vocabulary(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

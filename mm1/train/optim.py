@@ -110,8 +110,7 @@ class AdamW:
             when = {"warmup_steps": warmup_steps, "start_step": rule.start_step}
             group = {"params": [], "lr": lr, "weight_decay": decay, "part": part, **when}
             groups.setdefault((part, lr, decay, *when.values()), group)["params"].append(parameter)
-        fused = all(parameter.is_cuda for group in groups.values() for parameter in group["params"])
-        optimizer = torch.optim.AdamW(list(groups.values()), lr=peak, betas=self.betas, eps=self.eps, fused=fused)
+        optimizer = torch.optim.AdamW(list(groups.values()), lr=peak, betas=self.betas, eps=self.eps)
         schedules = [self._schedule(group["warmup_steps"], group["start_step"], steps) for group in groups.values()]
         return optimizer, LambdaLR(optimizer, schedules)
 

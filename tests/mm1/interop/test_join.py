@@ -149,6 +149,21 @@ def test_the_joined_model_is_its_parts_with_room_for_new_tokens(model: Path, tmp
     assert "weights" not in settings
 
 
+@torch.no_grad()
+def test_a_new_connector_is_silent_in_its_branches_and_as_loud_as_words(model: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(model.read_text())
+    connector = {"class_path": "mm1.model.connector.CAbstractor", "init_args": {"tokens": 4, "width": 24, "depth": 2}}
+    tree["init_args"]["connector"] = connector
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(tree))
+    found = stored.read(join(tmp_path / "model.yaml", write("llama", tmp_path / "source"), tmp_path / "joined")).model()
+    ends = [weight for name, weight in found.connector.named_parameters() if name.endswith("conv3.bn.weight")]
+    assert len(ends) == 4
+    assert not any(weight.any() for weight in ends)
+    tokens = found.encode_images(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8))
+    words = found.decoder.embedding.weight[:VOCABULARY]
+    assert 1 / 3 < float(tokens.std() / words.std()) < 3
+
+
 def test_what_is_known_of_the_parts_is_remembered(model: Path, tmp_path: Path) -> None:
     source = write("qwen2", tmp_path / "source", torch.bfloat16)
     (source / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n")
@@ -293,4 +308,9 @@ def test_the_door_joins(
     monkeypatch.setattr(sys, "argv", ["mm1-convert", *words, "--allow-pickle", "--dtype", "bfloat16"])
     main()
     assert f"written: {tmp_path / 'joined'}" in capsys.readouterr().out
-    assert {tensor.dtype for tensor in stored.read(tmp_path / "joined").weights.values()} == {torch.bfloat16}
+    exact = {name for name, tensor in stored.read(tmp_path / "joined").weights.items() if tensor.dtype == torch.float32}
+    assert exact == {"mean_C11", "std_C11"}
+    assert {tensor.dtype for tensor in stored.read(tmp_path / "joined").weights.values()} == {
+        torch.bfloat16,
+        torch.float32,
+    }

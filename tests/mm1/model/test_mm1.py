@@ -145,6 +145,27 @@ def test_recomputing_activations_changes_nothing(model, batch, experts):
         assert torch.allclose(grad, expected[name], atol=1e-6), name
 
 
+@pytest.mark.slow
+def test_compiled_parts_compute_the_same_for_any_number_of_pictures(model, batch):
+    plain, compiled = model(), model()
+    names = list(compiled.state_dict())
+    compiled.compile_parts()
+    assert list(compiled.state_dict()) == names
+    whole = batch()
+    fewer = (
+        whole.tokens_BT[:1],
+        whole.targets_BT[:1],
+        whole.segments_BT[:1],
+        whole.positions_BT[:1],
+        whole.sources_BT[:1],
+    )
+    pictures = int((whole.tokens_BT[:1] == IMAGE).sum()) // plain.connector.tokens
+    for some in (whole, Batch(*fewer, whole.images_ICHW[:pictures])):
+        expected = gradients(plain, some)
+        for name, grad in gradients(compiled, some).items():
+            assert torch.allclose(grad, expected[name], atol=1e-5), name
+
+
 def test_frozen_parts_stay_out_of_the_backward_pass(model, batch):
     mm1 = model()
     for part in ("vision", "decoder"):
