@@ -63,7 +63,7 @@ class _Pieces:
     """Pieces filled one after the other; ``free`` positions of a row are for items, the others for begin and end."""
 
     def __init__(self, tokenizer: Tokenizer, limits: Limits, free: int) -> None:
-        self.count, self.limits, self.free = tokenizer.count, limits, free
+        self.count, self.spelling, self.limits, self.free = tokenizer.count, tokenizer.spelling, limits, free
         self.done: list[Items] = []
         self.lost: list[str] = []
         self.open: list[Text | Image] = []
@@ -72,7 +72,7 @@ class _Pieces:
     def cost(self, items: Sequence[Text | Image]) -> int:
         """Positions that items take."""
         return sum(
-            self.limits.tokens_per_image if isinstance(item, Image) else self.count(item.text) + item.end
+            self.limits.tokens_per_image if isinstance(item, Image) else self.count(self.spelling(item)) + item.end
             for item in items
         )
 

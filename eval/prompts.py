@@ -150,7 +150,7 @@ def document(
 
 def spell(items: Sequence[Item]) -> str:
     """A prompt as people read it, ``<image>`` for every picture."""
-    return "".join("<image>" if isinstance(item, Image) else item.text + "</s>" * item.end for item in items)
+    return "".join("<image>" if isinstance(item, Image) else item.spelled for item in items)
 
 
 def _asked(

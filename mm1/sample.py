@@ -21,11 +21,19 @@ class Text:
         learn: Whether its tokens are targets. False for a user's turn: read, never predicted.
         end: Whether an end-of-text token follows it (and is learned with it). A document ends with one anyway; set it
             where something ends inside, such as an answer in a conversation.
+        after_space: Whether a space parts it from what stands before. A sentencepiece vocabulary writes that space into
+            its first piece by itself, one of bytes does not; an answer wants it in both.
     """
 
     text: str
     learn: bool = True
     end: bool = False
+    after_space: bool = False
+
+    @property
+    def spelled(self) -> str:
+        """The text as people read it, with the space before it and ``</s>`` for its end."""
+        return " " * self.after_space + self.text + "</s>" * self.end
 
 
 @dataclass(frozen=True, slots=True)

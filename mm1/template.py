@@ -17,13 +17,13 @@ SHORT = "Question: {question} Short answer:"
 
 def short_answer(question: str, answer: str) -> tuple[Text, Text]:
     """One line of a pre-training document: the question as context, the answer and a newline to learn."""
-    return Text(SHORT.format(question=question), learn=False), Text(f" {answer}\n")
+    return Text(SHORT.format(question=question), learn=False), Text(f"{answer}\n", after_space=True)
 
 
 def turn(question: str, answer: str | None = None) -> tuple[Text, ...]:
     """One exchange: the question as context, then the answer, if given, to learn and closed by an end token."""
     asked = Text(USER.format(text=question.strip()), learn=False)
-    return (asked,) if answer is None else (asked, Text(answer.strip(), end=True))
+    return (asked,) if answer is None else (asked, Text(answer.strip(), end=True, after_space=True))
 
 
 def conversation(images: list[bytes], turns: list[tuple[str, str]]) -> tuple[Text | Image, ...]:

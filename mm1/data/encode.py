@@ -51,7 +51,7 @@ def text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
 
 def prompt_text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
     """The same of a prompt."""
-    return 1 + sum(tokenizer.count(item.text) + item.end for item in items if isinstance(item, Text))
+    return 1 + sum(tokenizer.count(tokenizer.spelling(item)) + item.end for item in items if isinstance(item, Text))
 
 
 def _closed(items: Sequence[Text | Image]) -> bool:
@@ -65,7 +65,7 @@ def _encode(items: Sequence[Text | Image], tokenizer: Tokenizer, tokens_per_imag
         if isinstance(item, Image):
             ids, learned = [IMAGE] * tokens_per_image, False
         else:
-            ids, learned = tokenizer.encode(item.text) + [tokenizer.eos] * item.end, item.learn
+            ids, learned = tokenizer.encode(tokenizer.spelling(item)) + [tokenizer.eos] * item.end, item.learn
         tokens += ids
         learn += [learned] * len(ids)
     if close:

@@ -135,7 +135,7 @@ def _vocabulary(data: dict[str, Any]) -> dict[str, int]:
 def _object(proto: bytes, where: str) -> dict[str, Any]:
     try:
         data = json.loads(proto)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not readable as JSON ({error}); expected the file of a tokenizer") from None
     if not isinstance(data, dict):
         raise UserError(f"{where} holds no JSON object; expected the file of a tokenizer")
@@ -148,7 +148,7 @@ def _load(data: dict[str, Any], where: str) -> tokenizers.Tokenizer:
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind not in (None, "BPE"):  # old files do not name their kind
         raise UserError(f"{where} has a model of type {kind}; expected byte-pair encoding (BPE)")
-    byte_level = "ByteLevel" in {part.get("type") for part in _parts(data.get("pre_tokenizer"))}
+    byte_level = "ByteLevel" in [part.get("type") for part in _parts(data.get("pre_tokenizer"))]
     if not byte_level and not model.get("byte_fallback"):
         raise UserError(f"{where} cannot spell any text; expected byte-level BPE, or BPE with byte_fallback")
     plain = {"truncation": None, "padding": None, "post_processor": None, "model": {**model, "unk_token": None}}
@@ -178,7 +178,8 @@ def _parts(step: Any) -> Iterable[dict[str, Any]]:
     """A step of the pipeline and, of a sequence, those inside it."""
     if isinstance(step, dict):
         yield step
-        for inner in step.get("pretokenizers") or ():
+        inside = step.get("pretokenizers")
+        for inner in inside if isinstance(inside, list) else ():
             yield from _parts(inner)
 
 

@@ -232,17 +232,15 @@ def _members(sample: Sample) -> dict[str, Any]:
             members[name] = item.data
             items.append({"image": name})
         else:
-            items.append({"text": item.text, "learn": item.learn, "end": item.end})
+            spaced = {"after_space": True} if item.after_space else {}
+            items.append({"text": item.text, "learn": item.learn, "end": item.end, **spaced})
     document = {"id": sample.id, "source": sample.source, "items": items}
     return {**members, "json": json.dumps(document, ensure_ascii=False).encode()}
 
 
 def _sample(document: dict[str, Any], pictures: list[bytes]) -> Sample:
     remaining = iter(pictures)
-    items = tuple(
-        Image(next(remaining)) if "image" in item else Text(item["text"], item["learn"], item["end"])
-        for item in document["items"]
-    )
+    items = tuple(Image(next(remaining)) if "image" in item else Text(**item) for item in document["items"])
     return Sample(items, document["source"], document["id"])
 
 

@@ -18,7 +18,7 @@ from mm1.data import hf_tokenizer, sentencepiece_tokenizer
 from mm1.data.hf_tokenizer import HuggingFace, from_hf
 from mm1.data.sentencepiece_tokenizer import BOS, EOS, PAD, UNK, SentencePiece, train
 from mm1.errors import UserError
-from mm1.sample import PICTURE
+from mm1.sample import PICTURE, Text
 
 __all__ = ["BOS", "EOS", "PAD", "UNK", "Codec", "Tokenizer", "find", "from_hf", "grow", "put", "train"]
 
@@ -80,10 +80,15 @@ class Tokenizer:
         self.vocabulary, self.image = self._codec.vocabulary, self._codec.image
         self.bos, self.eos, self.pad = self._codec.bos, self._codec.eos, self._codec.pad
         self._count = functools.lru_cache(maxsize=2048)(lambda text: len(self.encode(text)))
+        self._spaces = self.decode(self.encode("a") + self.encode("b")) == "a b"
         self.fingerprint = hashlib.sha256(proto).hexdigest()[:16]
 
     def __reduce__(self) -> tuple[object, tuple[bytes]]:
         return Tokenizer.from_bytes, (self.proto,)
+
+    def spelling(self, item: Text) -> str:
+        """What to encode of a text: the space before it is written out where the vocabulary would not put one."""
+        return " " + item.text if item.after_space and not self._spaces else item.text
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without begin and end; what looks like a control token in it stays plain text.

@@ -92,11 +92,7 @@ def load_assistant(path: str | Path, device: str = "cpu", dtype: Dtype | None = 
     model = found.model().to(target)
     if dtype is not None:
         cast(model, dtype)
-    if tokenizer.vocabulary > model.decoder.vocabulary:
-        raise UserError(
-            f"{path} has a tokenizer of {tokenizer.vocabulary} entries for a decoder of {model.decoder.vocabulary}; "
-            f"expected one that fits (model.decoder.init_args.vocabulary)"
-        )
+    stored.check_vocabulary(tokenizer.vocabulary, model.decoder.vocabulary, str(path))
     return Assistant(model, tokenizer)
 
 

@@ -84,7 +84,10 @@ def open_decoder(path: str | Path, allow_pickle: bool = False) -> Published:
     name, family = family_of(Settings(config, where))
     arguments = family.arguments(Settings(config, where, family.defaults))
     files = open_folder(path, allow_pickle) if gguf is None else gguf
-    ours = empty_decoder(arguments).state_dict()
+    try:
+        ours = empty_decoder(arguments).state_dict()
+    except UserError as error:
+        raise UserError(f"{where} describes no decoder: {error}") from None
     layout = _account(family, arguments, ours, files)
     shapes = {key: tuple(tensor.shape) for key, tensor in ours.items()}
     return Published(path, name, family, config, arguments, files, layout, shapes, family.places(ours, layout))

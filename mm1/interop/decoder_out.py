@@ -19,13 +19,13 @@ from torch import Tensor
 from mm1.data.hf_tokenizer import KEY
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
-from mm1.interop.decoder_in import CLASS, empty_decoder
+from mm1.interop.decoder_in import CLASS
 from mm1.interop.family import Family, families
 from mm1.interop.fast_tokenizer import tokenizer_json
-from mm1.interop.origin import DecoderOrigin, Origin
+from mm1.interop.origin import DecoderOrigin
 from mm1.interop.settings import Settings
+from mm1.interop.whole import read_whole
 from mm1.interop.write import new_folder, write_tensors
-from mm1.model import stored
 from mm1.model.build import resolve
 from mm1.model.decoder import Decoder
 
@@ -44,17 +44,15 @@ def export_decoder(checkpoint: str | Path, folder: str | Path) -> Path:
         UserError: The checkpoint is none, its weights do not fit its configuration, no family describes its decoder, or
             the folder exists.
     """
-    found = stored.read(checkpoint)
+    whole = read_whole(checkpoint)
+    found, tokenizer = whole.found, whole.tokenizer
     tree = yaml.safe_load(found.config)["init_args"]["decoder"]
     arguments = resolve(tree, Decoder, f"the decoder of {checkpoint}")["init_args"]
     weights = {
         name.removeprefix("decoder."): tensor for name, tensor in found.weights.items() if name.startswith("decoder.")
     }
-    places = empty_decoder(tree["init_args"]).state_dict()
-    stored.check_fits(weights, places, f"{checkpoint} does not fit its model configuration")
-    weights = {name: weights[name] for name in places}
-    tokenizer = Tokenizer.from_bytes(found.tokenizer)
-    origin = Origin.from_json(found.origin_json).decoder
+    weights = {name: weights[name] for name in whole.empty.decoder.state_dict()}
+    origin = whole.origin.decoder
     if origin is not None and not _differences(families()[origin.family], origin.config, arguments):
         config, files = origin.config, _original_files(tokenizer, origin)
         tensors = _original_tensors(weights, origin)

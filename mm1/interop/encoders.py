@@ -13,6 +13,7 @@ from mm1.errors import UserError
 from mm1.interop.settings import read_settings
 from mm1.interop.towers import clip, dinov2, dinov2_onnx, timm_folder
 from mm1.interop.towers.tower import Tower
+from mm1.interop.write import UNFINISHED
 from mm1.model.build import build_part
 from mm1.model.stored import check_fits
 from mm1.model.vision import VisionEncoder
@@ -84,10 +85,11 @@ def check(tower: Tower, source: str) -> None:
 
 
 def _write(tower: Tower, out: Path) -> None:
-    temporary = out.with_name(out.name + ".tmp")
+    temporary = out.with_name(out.name + UNFINISHED)
     try:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tower.weights.items()}, temporary)
+        os.replace(temporary, out)
     except safetensors.SafetensorError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written ({error}); expected a disk with room for the weights") from None
-    os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mm1.data.tokenizer import Tokenizer
 from mm1.interop.card import write_card
 from mm1.interop.decoder_out import export_decoder
+from mm1.interop.whole import Whole, read_whole
 from mm1.interop.write import new_folder, write_tensors
 from mm1.model import stored
-from mm1.model.stored import Stored
 
 
 def export(checkpoint: str | Path, folder: str | Path, to: Literal["own", "transformers", "decoder"] = "own") -> Path:
@@ -28,22 +27,23 @@ def export(checkpoint: str | Path, folder: str | Path, to: Literal["own", "trans
     if to == "decoder":
         return export_decoder(checkpoint, folder)
     with new_folder(folder) as temporary:
-        found = stored.read(checkpoint)
-        model = found.model()
+        whole = read_whole(checkpoint)
+        found, model = whole.found, whole.found.model()
         if to == "transformers":
             from mm1.interop import transformers_mm1  # noqa: F401, says so where transformers is missing
             from mm1.interop.export_transformers import write_transformers
 
             write_transformers(found, model, temporary)
         else:
-            _write_own(found, temporary)
+            _write_own(whole, temporary)
         if found.origin_json is not None:
             (temporary / stored.ORIGIN).write_text(found.origin_json, encoding="utf-8")
         write_card(found, model, temporary, to=to, name=Path(folder).name)
     return Path(folder)
 
 
-def _write_own(found: Stored, folder: Path) -> None:
+def _write_own(whole: Whole, folder: Path) -> None:
+    found = whole.found
     write_tensors(folder, found.weights.items(), {"format": str(stored.FORMAT)}, total=len(found.weights))
     (folder / stored.CONFIG).write_text(found.config)
-    (folder / Tokenizer.from_bytes(found.tokenizer).file_name).write_bytes(found.tokenizer)
+    (folder / whole.tokenizer.file_name).write_bytes(found.tokenizer)

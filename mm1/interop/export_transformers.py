@@ -17,14 +17,13 @@ import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from mm1.data.tokenizer import PICTURE, Tokenizer
-from mm1.interop.fast_tokenizer import SPACE, added_token, tokenizer_json
+from mm1.interop.fast_tokenizer import added_token, tokenizer_json
 from mm1.interop.hf_processing import chat_template
 from mm1.interop.transformers_mm1 import MM1Config, MM1ImageProcessor, MM1Processor
 from mm1.interop.write import write_tensors
 from mm1.model.mm1 import MM1
 from mm1.model.stored import PREFIX, Stored
 
-SPACES = (SPACE, "\u0120")  # how vocabularies write a space: sentencepiece, and GPT-2's bytes
 NEW_TOKENS = 64  # of an answer, as Assistant.generate
 
 
@@ -60,8 +59,7 @@ def _write_processor(folder: Path, model: MM1, tokenizer: Tokenizer, image: int)
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
-    spaced = names[tokenizer.encode("a")[0]].startswith(SPACES)
-    processor = MM1Processor(MM1ImageProcessor.of(model.image_spec), fast, chat_template(" " if spaced else ""))
+    processor = MM1Processor(MM1ImageProcessor.of(model.image_spec), fast, chat_template())
     processor.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")  # as it was: mm1 makes the same bytes of it again
     if tokenizer.file_name != "tokenizer.json":

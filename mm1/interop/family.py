@@ -62,12 +62,14 @@ STACKED = {  # transformers 5 keeps the experts of a layer as ours are
     "ffn.experts.down": ("mlp.experts.down_proj",),
 }
 
+MANY = 4096  # layers, or experts of one: no model has more, and each is a module
+
 QK_NORM = {f"attention.{part}_norm.weight": (f"self_attn.{part}_norm.weight",) for part in "qk"}
 
 
 def sparse(settings: Settings, count: str, **more: Any) -> dict[str, Any]:
     """The Decoder's ``moe`` with as many experts as the key ``count`` says and other arguments of the MoE."""
-    experts, top_k = settings.whole(count), settings.whole("num_experts_per_tok")
+    experts, top_k = settings.whole(count, most=MANY), settings.whole("num_experts_per_tok")
     arguments = {"experts": experts, "top_k": top_k, **more}
     return {"moe": {"class_path": "mm1.model.moe.layer.MoE", "init_args": arguments}}
 
@@ -116,7 +118,7 @@ class Family:
         common = {
             "vocabulary": settings.whole("vocab_size"),
             "width": width,
-            "layers": settings.whole("num_hidden_layers"),
+            "layers": settings.whole("num_hidden_layers", most=MANY),
             "heads": heads,
             "kv_heads": settings.whole_or_none("num_key_value_heads") or heads,
             "ffn_width": settings.whole("intermediate_size"),

@@ -56,14 +56,9 @@ _CHAT = Template("""\
 {%- endfor %}""")
 
 
-def chat_template(answer: str) -> str:
-    """The conversation of :mod:`mm1.template` as Jinja.
-
-    Args:
-        answer: What stands between ``Assistant:`` and an answer: a space where the tokenizer puts one before every
-            stretch of text, else nothing.
-    """
-    words = {"picture": PICTURE, "before": _BEFORE, "after": _AFTER, "answer": answer}
+def chat_template() -> str:
+    """The conversation of :mod:`mm1.template` as Jinja."""
+    words = {"picture": PICTURE, "before": _BEFORE, "after": _AFTER, "answer": " "}
     return _CHAT.substitute({name: repr(word) for name, word in words.items()})
 
 

@@ -107,6 +107,8 @@ def _config(model: Path, arguments: dict[str, Any], vision_weights: Path | None)
             f"{model} names no vision and connector; expected the YAML of a model such as configs/model/tiny.yaml"
         )
     vision = parts["vision"]
+    if not isinstance(vision, dict) or not isinstance(vision.get("init_args"), dict | None):
+        raise UserError(f"{model} has a {type(vision).__name__} at vision; expected class_path and init_args")
     if vision_weights is not None:
         if not vision_weights.exists():
             raise UserError(f"{vision_weights} does not exist; expected the weights of the encoder (vision_weights)")
@@ -116,7 +118,9 @@ def _config(model: Path, arguments: dict[str, Any], vision_weights: Path | None)
             f"{model} names no weights for its encoder; expected --vision_weights FILE, or one of {', '.join(SOURCES)} "
             f"(vision.init_args)"
         )
-    settings = (parts.get("decoder") or {}).get("init_args") or {}
+    replaced = parts.get("decoder")
+    settings = replaced.get("init_args") if isinstance(replaced, dict) else None
+    settings = settings if isinstance(settings, dict) else {}
     kept = {key: settings[key] for key in KEPT if key in settings}
     decoder = {"class_path": CLASS, "init_args": arguments | kept}
     return {**tree, "init_args": {**parts, "vision": vision, "decoder": decoder}}

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mm1.errors import UserError
+from mm1.interop.family import families
+from mm1.interop.tensor_files import TYPES
 
 FORMAT = 1
+FILE = r"\w[\w.-]*"  # nothing that leads out of a folder: the origin may be anybody's
 KEPT = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
 
 
@@ -49,6 +52,26 @@ class DecoderOrigin:
     files: dict[str, str] = field(default_factory=dict)
     licence: str | None = None
 
+    def check(self) -> None:
+        """What is stored may come from anybody, and files are written by it.
+
+        Raises:
+            UserError: A family that is not known here, a type or layout that it cannot have, a file outside the folder.
+        """
+        known = families().get(self.family)
+        faults = {
+            "family": known is None,
+            "layout": known is not None and self.layout not in range(len(known.layouts)),
+            "config": not isinstance(self.config, dict),
+            "dtype": not {self.dtype, *self.dtypes.values()} <= {*TYPES.values()},
+            "files": not all(re.fullmatch(FILE, name) and isinstance(self.files[name], str) for name in self.files),
+        }
+        if odd := next((key for key, wrong in faults.items() if wrong), None):
+            raise UserError(
+                f"the origin of this model (origin.json) has decoder.{odd} = {getattr(self, odd)!r:.80}, which mm1 "
+                f"never writes; expected the file as mm1-convert join wrote it"
+            )
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -83,7 +106,12 @@ class Origin:
                 raise UserError(f"the origin of this model has format {found['format']}; this version reads {FORMAT}")
             decoder = found["decoder"]
             decoder = None if decoder is None else DecoderOrigin(**decoder)
-            return cls(decoder, found["vision"], found.get("vision_licence"))
+            if decoder is not None:
+                decoder.check()
+            vision = found["vision"]
+            if not isinstance(vision, dict | None) or not isinstance((vision or {}).get("init_args"), dict | None):
+                raise TypeError(f"vision is {vision!r:.60}")
+            return cls(decoder, vision, found.get("vision_licence"))
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -91,8 +119,18 @@ class Origin:
 
 
 def small_files(folder: Path) -> dict[str, str]:
-    """Texts that belong to a published decoder beside its weights and vocabulary."""
-    return {name: (folder / name).read_text(encoding="utf-8") for name in KEPT if (folder / name).is_file()}
+    """Texts that belong to a published decoder beside its weights and vocabulary.
+
+    Raises:
+        UserError: One of them is no text.
+    """
+    texts = {}
+    for path in (folder / name for name in KEPT if (folder / name).is_file()):
+        try:
+            texts[path.name] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is no UTF-8 text; expected the file as it was published") from None
+    return texts
 
 
 def licence_of(folder: Path) -> str | None:

@@ -30,17 +30,18 @@ def rope_arguments(settings: Settings) -> dict[str, Any]:
         UserError: A kind of scaling, or a share of rotated pairs, that is not computed here.
     """
     settings.only("partial_rotary_factor", 1.0)
-    where = "rope_parameters" if settings.get("rope_parameters") else "rope_scaling"
+    where = "rope_scaling" if settings.get("rope_scaling") else "rope_parameters"  # of both, transformers takes it
     values = settings.get(where) or {}
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
         raise settings.fault(where, "one object, the same for all layers")
-    rope = Settings(values, f"{settings.where}, {where},", {"rope_theta": settings.get("rope_theta") or 1e4})
+    theta = settings.get("rope_theta")
+    rope = Settings(values, f"{settings.where}, {where},", {"rope_theta": 1e4 if theta is None else theta})
     rope.only("partial_rotary_factor", 1.0)
     kind = values.get("rope_type", values.get("type", "default"))
     base = {"rope_base": rope.real("rope_theta")}
     if kind == "default":
         return base
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise rope.fault("rope_type" if "rope_type" in values else "type", f"one of default, {', '.join(KINDS)}")
     return base | {"rope": {"class_path": f"mm1.model.rope.{KINDS[kind]}", "init_args": _scaling(kind, rope, settings)}}
 

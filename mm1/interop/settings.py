@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mm1.errors import UserError
+
+
+MOST = 2**31 - 1  # sizes beyond it are no sizes
 
 
 class Settings:
@@ -26,11 +30,11 @@ class Settings:
         """The value as it stands there, else the default, else None."""
         return self.values.get(key, self.defaults.get(key))
 
-    def whole(self, key: str) -> int:
-        """A whole number, at least 1."""
+    def whole(self, key: str, least: int = 1, most: int = MOST) -> int:
+        """A whole number."""
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.fault(key, "a whole number, at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.fault(key, f"a whole number, at least {least}" + (f" and at most {most}" if most < MOST else ""))
         return value
 
     def whole_or_none(self, key: str) -> int | None:
@@ -40,9 +44,16 @@ class Settings:
     def real(self, key: str) -> float:
         """A number above 0."""
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise self.fault(key, "a number above 0")
         return float(value)
+
+    def section(self, key: str) -> dict[str, Any]:
+        """An object inside this one; empty where it is null or absent."""
+        value = self.get(key)
+        if not isinstance(value, dict | None):
+            raise self.fault(key, "a JSON object")
+        return value or {}
 
     def flag(self, key: str) -> bool:
         """True or false; false where it is null or absent."""
@@ -59,7 +70,8 @@ class Settings:
         """
         value = self.get(key)
         if value is not None and value not in allowed:
-            raise self.fault(key, f"{' or '.join(json.dumps(one) for one in allowed)}, the only way that mm1 computes")
+            ways = " or ".join(json.dumps(one) for one in allowed) or "null"
+            raise self.fault(key, f"{ways}, the only way that mm1 computes")
 
     def fault(self, key: str, expected: str) -> UserError:
         """The sentence about one key."""
@@ -77,7 +89,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a model in Hugging Face layout, which has one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; expected a JSON object")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,8 @@ class Safetensors:
             try:
                 file = safetensors.safe_open(path, framework="pt")
                 for name in file.keys():  # noqa: SIM118, no dictionary
+                    if name in self.shapes:
+                        raise UserError(f"{path} holds {name}, which another file of {folder} has as well")
                     piece = file.get_slice(name)
                     self._files[name] = file
                     self.shapes[name], self.types[name] = tuple(piece.get_shape()), piece.get_dtype()
@@ -66,12 +69,8 @@ class Safetensors:
                 raise UserError(
                     f"{path} is not readable as safetensors ({error}); cut short, or another kind of file?"
                 ) from None
-        odd = next((n for n, kind in self.types.items() if kind not in TYPES and not n.endswith(COUNTED)), None)
-        if odd is not None:
-            raise UserError(
-                f"{folder} holds {odd} as {self.types[odd]}; expected floating-point weights ({', '.join(TYPES)})"
-            )
         self.types = {name: TYPES.get(kind, kind) for name, kind in self.types.items()}
+        _check_types(folder, self.types)
         _check_index(folder, SAFE[1], self.shapes)
 
     def read(self, name: str) -> Tensor:
@@ -96,6 +95,7 @@ class Pickles:
             self._tensors |= _unpickle(path)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self._tensors.items()}
+        _check_types(folder, self.types)
         _check_index(folder, PICKLES[1], self.shapes)
 
     def read(self, name: str) -> Tensor:
@@ -150,6 +150,13 @@ def _weight_map(path: Path) -> dict[str, str]:
     return found
 
 
+def _check_types(folder: Path, types: dict[str, str]) -> None:
+    odd = next((n for n, kind in types.items() if kind not in TYPES.values() and not n.endswith(COUNTED)), None)
+    if odd is not None:
+        kinds = ", ".join(TYPES.values())
+        raise UserError(f"{folder} holds {odd} as {types[odd]}; expected floating-point weights ({kinds})")
+
+
 def _check_index(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -> None:
     if not (folder / index).is_file():
         return
@@ -162,12 +169,17 @@ def _check_index(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # mapped where the format allows: before torch 1.6 it was not a zip
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path} is not readable as pickled tensors and nothing else ({reason:.120}); expected safetensors"
         ) from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(n, str) and _is_plain(value) for n, value in found.items()):
         raise UserError(f"{path} holds more than tensors by name; expected weights alone")
     return found
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta

@@ -16,8 +16,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError, at_least
+from mm1.interop.whole import read_whole
 from mm1.interop.write import new_folder, write_tensors
 from mm1.model import stored
 from mm1.model.build import build
@@ -55,8 +55,8 @@ def upcycle(
     at_least(2, {"experts": experts})
     at_least(1, {"every": every, "top_k": top_k})
     at_least(0, {"noise": noise})
-    found = stored.read(model)
-    stored.check_fits(found.weights, found.empty().state_dict(), f"{found.origin} does not fit its configuration")
+    whole = read_whole(model)
+    found = whole.found
     config = _sparse_config(found, {"experts": experts, "top_k": top_k}, every)
     sparse = build(config)
     _fill_routers(sparse, seed)
@@ -64,7 +64,7 @@ def upcycle(
         tensors = _tensors(sparse, found.weights, noise, seed)
         write_tensors(folder, tensors, {"format": str(stored.FORMAT)}, total=len(sparse.state_dict()))
         (folder / stored.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-        (folder / Tokenizer.from_bytes(found.tokenizer).file_name).write_bytes(found.tokenizer)
+        (folder / whole.tokenizer.file_name).write_bytes(found.tokenizer)
         if found.origin_json is not None:
             (folder / stored.ORIGIN).write_text(found.origin_json, encoding="utf-8")
     return out

@@ -23,8 +23,8 @@ def window_arguments(settings: Settings) -> dict[str, Any]:
     layers = settings.whole("num_hidden_layers")
     kinds = settings.get("layer_types")
     if kinds is None:
-        windowed = list(range(settings.get("max_window_layers"), layers))
-    elif isinstance(kinds, list) and len(kinds) == layers and {*kinds} <= {WINDOWED, FULL}:
+        windowed = list(range(settings.whole("max_window_layers", least=0), layers))
+    elif isinstance(kinds, list) and len(kinds) == layers and all(kind in (WINDOWED, FULL) for kind in kinds):
         windowed = [layer for layer, kind in enumerate(kinds) if kind == WINDOWED]
     else:
         raise settings.fault("layer_types", f"{layers} times {WINDOWED} or {FULL}")

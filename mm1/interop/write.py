@@ -18,6 +18,7 @@ from mm1.errors import UserError
 from mm1.model.stored import INDEX, WEIGHTS
 
 SHARD_BYTES = 4 * 10**9
+UNFINISHED = ".mm1-unfinished"  # what a killed run left is taken away by the next, so nobody else's may be called so
 
 
 @contextmanager
@@ -28,9 +29,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         UserError: ``folder`` exists already.
     """
     folder = Path(folder)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"{folder} exists already; expected a folder that is not there yet")
-    temporary = folder.with_name(folder.name + ".tmp")
+    temporary = folder.with_name(folder.name + UNFINISHED)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

@@ -67,5 +67,5 @@ def read(path: str | Path) -> Any:
         raise UserError(
             f"{path} does not exist; expected a model configuration such as configs/model/tiny.yaml"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from None

@@ -91,6 +91,9 @@ def arguments(vision_cfg: Mapping[str, Any], quick_gelu: bool) -> dict[str, Any]
     if plain != wanted:
         odd = ", ".join(f"{key}={value}" for key, value in vision_cfg.items() if key not in PLAIN)
         raise UserError(f"the image tower has {odd}; expected a plain one, or one that open_clip has a name for")
+    sizes = {key: getattr(plain, key) for key in ("image_size", "patch_size", "width", "layers", "head_width")}
+    if odd_sizes := {key: value for key, value in sizes.items() if type(value) is not int or value < 1}:
+        raise UserError(f"the image tower has {odd_sizes}; expected whole numbers of at least 1 (vision_cfg)")
     return {
         "name": "ViT-B-32-quickgelu" if quick_gelu else "ViT-B-32",
         "image_px": plain.image_size,

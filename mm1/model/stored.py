@@ -114,10 +114,28 @@ def check_fits(weights: dict[str, Tensor], places: dict[str, Tensor], complaint:
         "missing": sorted(places.keys() - weights.keys()),
         "left over": sorted(weights.keys() - places.keys()),
         "misshaped": misshaped,
+        "of no weights": sorted(
+            f"{name} is {weights[name].dtype}"
+            for name, place in places.items()
+            if name in weights and weights[name].is_floating_point() != place.is_floating_point()
+        ),
     }
     told = [f"{len(names)} tensors {fault}, the first: {names[0]}" for fault, names in faults.items() if names]
     if told:
         raise UserError(f"{complaint}: {'; '.join(told)}")
+
+
+def check_vocabulary(tokens: int, rows: int, origin: str) -> None:
+    """Every id of a model's tokenizer has a row in its decoder.
+
+    Raises:
+        UserError: There are more ids than rows.
+    """
+    if tokens > rows:
+        raise UserError(
+            f"{origin} has a tokenizer of {tokens} entries for a decoder of {rows}; "
+            f"expected one that fits (model.decoder.init_args.vocabulary)"
+        )
 
 
 def _read_checkpoint(path: Path) -> Stored:
@@ -148,15 +166,18 @@ def _read_checkpoint(path: Path) -> Stored:
 def _read_folder(path: Path) -> Stored:
     tokenizer = next((name for name in TOKENIZERS if (path / name).is_file()), None)
     weights = INDEX if (path / INDEX).is_file() else WEIGHTS
-    needed = {weights: path / weights, CONFIG: path / CONFIG, TOKENIZERS[0]: path / (tokenizer or TOKENIZERS[0])}
+    either = " or ".join(TOKENIZERS)
+    needed = {weights: path / weights, CONFIG: path / CONFIG, either: path / (tokenizer or TOKENIZERS[0])}
     absent = [name for name, file in needed.items() if not file.is_file()]
     if absent == [CONFIG] and (path / TRANSFORMERS).is_file():
-        return _read_transformers(path, weights, needed[TOKENIZERS[0]])
+        return _read_transformers(path, weights, needed[either])
     if absent:
         raise UserError(f"{path} holds no {absent[0]}; expected a folder written by mm1-convert, or a *.ckpt")
+    if all((path / name).is_file() for name in TOKENIZERS):
+        raise UserError(f"{path} holds {' and '.join(TOKENIZERS)}; expected the one that mm1-convert wrote")
     return Stored(
         needed[CONFIG].read_text(errors="replace"),
-        needed[TOKENIZERS[0]].read_bytes(),
+        needed[either].read_bytes(),
         _map(path, _shards(path) if weights == INDEX else [WEIGHTS]),
         str(path),
         _origin(path),
@@ -171,7 +192,8 @@ def _read_transformers(path: Path, weights: str, tokenizer: Path) -> Stored:
         proto = tokenizer.read_bytes()
         if about and tokenizer.name == "tokenizer.json":
             proto = _with_ids(json.loads(proto), about["tokenizer"], config["vocab_size"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        tree = yaml.safe_dump(about["model"], sort_keys=False) if about else ""
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a broken {TRANSFORMERS} or tokenizer.json ({error!r:.100})") from None
     if not about:
         raise UserError(
@@ -181,7 +203,7 @@ def _read_transformers(path: Path, weights: str, tokenizer: Path) -> Stored:
     _check_format(about.get("format"), path)
     tensors = _map(path, _shards(path) if weights == INDEX else [WEIGHTS], checked=False)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    return Stored(yaml.safe_dump(about["model"], sort_keys=False), proto, tensors, str(path), _origin(path))
+    return Stored(tree, proto, tensors, str(path), _origin(path))
 
 
 def _with_ids(data: dict[str, Any], ids: dict[str, Any], vocabulary: int) -> bytes:
@@ -193,7 +215,7 @@ def _with_ids(data: dict[str, Any], ids: dict[str, Any], vocabulary: int) -> byt
 
 def _origin(path: Path) -> str | None:
     file = path / ORIGIN
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
 
 def _shards(path: Path) -> list[str]:

@@ -80,6 +80,8 @@ class VisionEncoder(nn.Module):
     ) -> None:
         self.mean, self.std = mean or tuple(published["mean"]), std or tuple(published["std"])
         self.resize, self.interpolation = resize, interpolation or published["interpolation"]
+        if not all(value > 0 for value in self.std):
+            raise UserError(f"std is {self.std}; expected three numbers above 0 (model.vision.init_args.std)")
 
     def _set_grid(self, image_px: tuple[int, int], grid: tuple[int, int]) -> None:
         if image_px[0] != image_px[1] or grid[0] != grid[1]:

@@ -53,7 +53,7 @@ def _unpickle(path: Path, setting: str) -> dict[str, Tensor]:
         raise UserError(f"{path} could not be read as weights ({reason:.120}) ({setting}.weights)") from None
     for nest in NESTS:
         found = found.get(nest, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(value, Tensor) for n, value in found.items()):
         raise UserError(f"{path} holds more than tensors by name; expected weights alone ({setting}.weights)")
     wrapped = all(name.startswith(WRAPPER) for name in found)
     return {name.removeprefix(WRAPPER): value for name, value in found.items()} if wrapped else found

@@ -45,7 +45,7 @@ def test_a_document_has_some_questions_about_one_picture_and_only_answers_are_le
     assert len(found) == 40
     first, second = found[:2]
     assert isinstance(first.items[0], Path)
-    assert first.items[1:3] == (Text("Question: what 0 ? Short answer:", learn=False), Text(" a 0\n"))
+    assert first.items[1:3] == (Text("Question: what 0 ? Short answer:", learn=False), Text("a 0\n", after_space=True))
     assert [len(first.items), len(second.items)] == [9, 5]
     assert first.group == second.group == "vqa/rooms/images/r0.jpg"
 
@@ -61,7 +61,7 @@ def test_vqa_v2_files_give_the_answer_of_most_people(corpus: Path) -> None:
         json.dumps({"annotations": [{"question_id": 1, "answers": answers}]})
     )
     [found] = [draft for draft in drafts(corpus, "vqa")[0] if draft.id.startswith("two/")]
-    assert [item.text for item in found.items[1:]] == ["Question: how many ? Short answer:", " 2\n"]
+    assert [item.text for item in found.items[1:]] == ["Question: how many ? Short answer:", "2\n"]
     (folder / "train_annotations.json").write_text("{")
     assert [r.id for r in drafts(corpus, "vqa")[1]] == ["two/train_questions"]
 

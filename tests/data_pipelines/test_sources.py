@@ -142,9 +142,12 @@ def conversations(raw: Path, *rows: Any) -> tuple[list[Draft], dict[str, list[st
 @pytest.mark.parametrize("asked", ["<image>\nWhat is it?", "What is it?\n<image>", "What is it?"])
 def test_a_picture_at_the_edge_of_a_turn_opens_it(raw: Path, asked: str) -> None:
     drafts, _ = conversations(raw, turns(asked, "A blob.", "Sure?", "Yes.", image="captions/images/c0.jpg"))
-    question, answer = Text("User: What is it?\nAssistant:", learn=False), Text("A blob.", end=True)
+    question, answer = Text("User: What is it?\nAssistant:", learn=False), Text("A blob.", end=True, after_space=True)
     assert drafts[0].items[:3] == (raw / "captions/images/c0.jpg", question, answer)
-    assert drafts[0].items[3:] == (Text("User: Sure?\nAssistant:", learn=False), Text("Yes.", end=True))
+    assert drafts[0].items[3:] == (
+        Text("User: Sure?\nAssistant:", learn=False),
+        Text("Yes.", end=True, after_space=True),
+    )
 
 
 def test_a_picture_inside_a_turn_stands_at_its_place(raw: Path) -> None:

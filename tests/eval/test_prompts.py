@@ -36,7 +36,7 @@ def test_a_caption_prompt_ends_with_its_picture() -> None:
 
 
 def test_a_chat_prompt_is_what_instruction_tuning_reads() -> None:
-    expected = "<image>User: And this?\nAssistant:dog</s><image>User: What is it?\nAssistant:"
+    expected = "<image>User: And this?\nAssistant: dog</s><image>User: What is it?\nAssistant:"
     assert spell(items(QUERY, [SHOT], "vqa", CHAT)) == expected
 
 
@@ -49,7 +49,7 @@ def test_a_chat_prompt_is_what_instruction_tuning_reads() -> None:
             "vqa",
             "Question: And this? Short answer: dog\n<image>Question: What is it? Short answer:",
         ),
-        (CHAT, "vqa", "User: And this?\nAssistant:dog</s><image>User: What is it?\nAssistant:"),
+        (CHAT, "vqa", "User: And this?\nAssistant: dog</s><image>User: What is it?\nAssistant:"),
     ],
 )
 def test_a_text_only_demonstration_is_its_text_alone(settings: Settings, kind: str, expected: str) -> None:

@@ -32,7 +32,7 @@ class Qwen3Moe(Family):
         if count is None:
             raise settings.fault("num_experts", "a whole number, at least 1")
         dense = settings.get("mlp_only_layers") or []
-        if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+        if not isinstance(dense, list) or not all(type(layer) is int for layer in dense):
             raise settings.fault("mlp_only_layers", "a list of layers")
         found = sparse(
             settings,

@@ -63,7 +63,7 @@ def read_open_clip(folder: Path, allow_pickle: bool) -> Tower:
     if not isinstance(config, dict) or not isinstance(config.get("vision_cfg"), dict):
         raise UserError(f"{where} has no model_cfg with a vision_cfg; expected the file that open_clip writes")
     init_args = arguments(config["vision_cfg"], bool(config.get("quick_gelu", False)))
-    init_args |= preprocessing.of_open_clip(found.get("preprocess_cfg") or {}, str(where))
+    init_args |= preprocessing.of_open_clip(Settings(found, str(where)).section("preprocess_cfg"), str(where))
     weights = read_weights(folder / (SAFE if (folder / SAFE).is_file() else PICKLED), allow_pickle)
     return Tower(CLASS, init_args, translated(weights, {r"(visual\..+)": r"\1"}, DROPPED_HERE, str(folder)))
 
@@ -74,8 +74,9 @@ def read_transformers(folder: Path, config: dict[str, Any], allow_pickle: bool) 
     Raises:
         UserError: A setting that open_clip's tower does not have, or weights that are missing or not known.
     """
-    values = config.get("vision_config", {}) if config["model_type"] == "clip" else config
-    settings = Settings(values, str(folder / "config.json"), DEFAULTS)
+    where = str(folder / "config.json")
+    values = Settings(config, where).section("vision_config") if config["model_type"] == "clip" else config
+    settings = Settings(values, where, DEFAULTS)
     settings.only("layer_norm_eps", 1e-5)
     settings.only("hidden_act", "quick_gelu", "gelu")
     width, heads = settings.whole("hidden_size"), settings.whole("num_attention_heads")

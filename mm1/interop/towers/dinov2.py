@@ -36,7 +36,7 @@ NAMES = {
     r"layernorm\.(\w+)": r"norm.\1",
 }
 FFN = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
-NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", *FFN)
+NEEDED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, FFN[0]: 2, FFN[1]: 2}  # and their axes
 DROPPED = (r"embeddings\.mask_token", r"classifier\..+")  # for DINOv2's own training, and for sorting into classes
 
 
@@ -68,7 +68,7 @@ def read_onnx(path: Path) -> Tower:
 
 def _tower(weights: dict[str, Tensor], heads: int | None, origin: str, preprocessing: dict[str, Any]) -> Tower:
     state = translated(weights, NAMES, DROPPED, origin)
-    if absent := [name for name in NEEDED if name not in state]:
+    if absent := [name for name, axes in NEEDED.items() if name not in state or state[name].ndim != axes]:
         raise UserError(f"{origin} lacks what timm calls {absent[0]}; expected a DINOv2 with all its weights (source)")
     registers, (*_, tokens, width) = "reg_token" in state, state["pos_embed"].shape
     patch_px = state["patch_embed.proj.weight"].shape[-1]

@@ -31,7 +31,7 @@ def of_transformers(folder: Path) -> dict[str, Any]:
         resize = "squash"
     else:
         raise UserError(f"{path} resizes to {size} without a crop; expected a crop of the centre, or a square")
-    return _numbers(found, "image_mean", "image_std") | {
+    return _numbers(found, str(path), "image_mean", "image_std") | {
         "resize": resize,
         "interpolation": _known(PILLOW, found.get("resample", 3), f"{path}, resample"),
     }
@@ -43,7 +43,7 @@ def of_open_clip(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         UserError: Pictures are brought to size in a way that this project does not know.
     """
-    read = _numbers(found, "mean", "std")
+    read = _numbers(found, where, "mean", "std")
     if "resize_mode" in found:
         read["resize"] = _known(OPEN_CLIP, found["resize_mode"], f"{where}, resize_mode")
     return read | _filter(found, where)
@@ -55,14 +55,18 @@ def of_timm(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         UserError: Pictures are brought to size in a way that this project does not know.
     """
-    read = _numbers(found, "mean", "std")
+    read = _numbers(found, where, "mean", "std")
     if "crop_mode" in found:
         read["resize"] = _known(TIMM, found["crop_mode"], f"{where}, crop_mode")
     return read | _filter(found, where)
 
 
-def _numbers(found: Mapping[str, Any], mean: str, std: str) -> dict[str, Any]:
-    return {ours: list(found[theirs]) for ours, theirs in (("mean", mean), ("std", std)) if found.get(theirs)}
+def _numbers(found: Mapping[str, Any], where: str, mean: str, std: str) -> dict[str, Any]:
+    read = {ours: found[theirs] for ours, theirs in (("mean", mean), ("std", std)) if found.get(theirs)}
+    for key, value in read.items():
+        if not isinstance(value, list | tuple) or len(value) != 3:
+            raise UserError(f"{where} has {value!r:.60} as {key}; expected three numbers")
+    return {key: list(value) for key, value in read.items()}
 
 
 def _filter(found: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -73,6 +77,7 @@ def _filter(found: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _known(ways: Mapping[Any, str], found: Any, where: str) -> str:
-    if found not in ways:
-        raise UserError(f"{where} is {found!r}; expected one of {', '.join(map(repr, ways))}")
-    return ways[found]
+    for way, ours in ways.items():
+        if way == found:
+            return ours
+    raise UserError(f"{where} is {found!r:.60}; expected one of {', '.join(map(repr, ways))}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1.errors import UserError
+from mm1.interop.settings import Settings
 from mm1.interop.tensor_files import open_folder
 from mm1.interop.towers import preprocessing
 from mm1.interop.towers.tower import Tower
@@ -28,13 +29,17 @@ def read(folder: Path, config: dict[str, Any], allow_pickle: bool) -> Tower:
         UserError: The tower was built with arguments that ``Timm`` does not have, or weights are missing.
     """
     where = str(folder / "config.json")
-    built_with = config.get("model_args") or {}
+    settings = Settings(config, where)
+    if not isinstance(config["architecture"], str):
+        raise settings.fault("architecture", "a name that timm knows")
+    built_with = settings.section("model_args")
     if odd := sorted(built_with.keys() - SIZES.keys() - set(UNUSED)):
         raise UserError(f"{where} builds its tower with {odd[0]}={built_with[odd[0]]!r}, which Timm does not take")
-    published = config.get("pretrained_cfg") or config  # older files keep all in one
+    published = settings.section("pretrained_cfg") or config  # older files keep all in one
     sizes = {SIZES[key]: _side(value, where) for key, value in built_with.items() if key in SIZES}
-    if "image_px" not in sizes and published.get("input_size"):
-        sizes["image_px"] = _side(published["input_size"][1:], where)
+    size = published.get("input_size")
+    if "image_px" not in sizes and size:
+        sizes["image_px"] = _side(size[1:] if isinstance(size, list) else size, where)
     files = open_folder(folder, allow_pickle)
     weights = {name: files.read(name) for name in files.shapes if not name.startswith(POOLING_HALF)}
     init_args = {"name": config["architecture"], **sizes, **preprocessing.of_timm(published, where)}
@@ -42,7 +47,7 @@ def read(folder: Path, config: dict[str, Any], allow_pickle: bool) -> Tower:
 
 
 def _side(value: Any, where: str) -> int:
-    sides = set(value) if isinstance(value, list) else {value}
-    if len(sides) != 1:
-        raise UserError(f"{where} is for pictures or patches of {value}; expected squares")
-    return sides.pop()
+    first, *others = value if isinstance(value, list) and value else [value]
+    if not isinstance(first, int) or any(side != first for side in others):
+        raise UserError(f"{where} has sizes of {value!r:.60}; expected whole numbers, of pictures and patches squares")
+    return first

@@ -14,8 +14,11 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mm1.data.encode import encode, text_tokens
 from mm1.data.tokenizer import Tokenizer, find, from_hf, grow, put, train
 from mm1.errors import UserError
+from mm1.sample import Sample
+from mm1.template import turn
 from tests.mm1.data.hf_folders import KINDS, write
 
 SPECIAL = ["<|endoftext|>", "<|begin|>", "<|end|>", "<|im_end|>", "<unk>", "<s>", "</s>", "<image>", "<0x0A>"]
@@ -45,6 +48,18 @@ def test_any_text_comes_back_and_none_is_special(made: dict[str, Tokenizer], kin
     assert tokenizer.decode(ids) == what_is_read(kind, text)
     assert not {tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.image} & set(ids)
     assert tokenizer.count(text) == len(ids)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "ours"])
+def test_an_answer_begins_as_a_word_in_every_kind_of_vocabulary(made: dict[str, Tokenizer], kind: str) -> None:
+    ours = train(["User: what ? Assistant: red"] * 20, 310)
+    tokenizer = Tokenizer.from_bytes(ours) if kind == "ours" else made[kind]
+    items = (*turn("what ?", "red"), *turn("what ?", "red"))
+    ids = encode(Sample(items, "sft", "1"), tokenizer, 2).tokens.tolist()
+    assert len(ids) == text_tokens(items, tokenizer)
+    alone = tokenizer.encode(" red" if tokenizer.decode(tokenizer.encode("a") * 2) == "aa" else "red")
+    assert ids[-len(alone) - 1 :] == [*alone, tokenizer.eos]
+    assert tokenizer.decode(ids).count("Assistant: red") == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

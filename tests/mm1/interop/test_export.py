@@ -36,7 +36,7 @@ def test_the_exported_model_computes_the_same(tiny_checkpoint: Path, tmp_path: P
     folder = export(tiny_checkpoint, tmp_path / "deep" / "model")
     files = ["README.md", "model.safetensors", "model.yaml", "tokenizer.model"]
     assert sorted(path.name for path in folder.iterdir()) == files
-    assert not list(folder.parent.glob("*.tmp"))
+    assert not list(folder.parent.glob("*unfinished*"))
     assert torch.equal(logits(folder), logits(tiny_checkpoint))
     assert mm1.load(folder).tokenizer.proto == mm1.load(tiny_checkpoint).tokenizer.proto
 
@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_no_half_folder(tiny_checkpoint: Path, tmp_path: Path
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
-        with pytest.raises(UserError, match=r"model\.tmp cannot be written"):
+        with pytest.raises(UserError, match=r"model\.mm1-unfinished cannot be written"):
             export(tiny_checkpoint, tmp_path / "model", to)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -1,0 +1,48 @@
+"""A stored model that is to be written anew: what can be wrong with it is found before the first byte is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
+from mm1.interop.origin import Origin
+from mm1.model import stored
+from mm1.model.mm1 import MM1
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A stored model whose parts go together.
+
+    Args:
+        found: The model at rest.
+        empty: The same, built on the meta device.
+        tokenizer: Its tokenizer.
+        origin: Where its parts came from.
+    """
+
+    found: stored.Stored
+    empty: MM1
+    tokenizer: Tokenizer
+    origin: Origin
+
+
+def read_whole(path: str | Path) -> Whole:
+    """Read a checkpoint or a model folder and look at all of it.
+
+    Raises:
+        UserError: It is none, its weights do not fit its configuration, its tokenizer is broken or larger than its
+            embedding, or its origin is broken.
+    """
+    found = stored.read(path)
+    empty = found.empty()
+    stored.check_fits(found.weights, empty.state_dict(), f"{path} does not fit its model configuration")
+    try:
+        tokenizer = Tokenizer.from_bytes(found.tokenizer)
+        origin = Origin.from_json(found.origin_json)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    stored.check_vocabulary(tokenizer.vocabulary, empty.decoder.vocabulary, str(path))
+    return Whole(found, empty, tokenizer, origin)
