@@ -36,9 +36,12 @@ def checkpoint(path: Path, tokenizer: Tokenizer, experts: int = 0, padding: int 
     tree["init_args"]["decoder"]["init_args"] |= {"vocabulary": tokenizer.vocabulary + padding, **decoder}
     model = build(tree, device="cpu")
     model.init_weights(seed=0)
+    chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.decoder.named_parameters():
-            parameter.copy_(parameter * 5 if parameter.ndim > 1 else parameter + 0.3 * torch.rand_like(parameter))
+            parameter.copy_(
+                parameter * 5 if parameter.ndim > 1 else parameter + 0.3 * torch.rand(parameter.shape, generator=chance)
+            )
             assert not name.endswith(".k.bias") or parameter.any()
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     about = {"format": 1, "model": yaml.safe_dump(tree), "tokenizer": tokenizer.proto}
