@@ -10,7 +10,6 @@ from typing import Any
 
 from mm1.errors import UserError
 
-
 MOST = 2**31 - 1  # sizes beyond it are no sizes
 
 

@@ -6,8 +6,6 @@ Nothing is read twice or held: what :meth:`TensorFiles.read` gives lies in a map
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from mm1.errors import UserError
 from mm1.interop.settings import read_settings
+from mm1.model.weight_file import unpickled
 
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 COUNTED = "position_ids"  # 0, 1, 2, ..., which older files keep beside the weights as integers
@@ -168,14 +167,7 @@ def _check_index(folder: Path, index: str, shapes: dict[str, tuple[int, ...]]) -
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
-    try:
-        # mapped where the format allows: before torch 1.6 it was not a zip
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} is not readable as pickled tensors and nothing else ({reason:.120}); expected safetensors"
-        ) from None
+    found = unpickled(path)
     if not isinstance(found, dict) or not all(isinstance(n, str) and _is_plain(value) for n, value in found.items()):
         raise UserError(f"{path} holds more than tensors by name; expected weights alone")
     return found

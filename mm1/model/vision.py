@@ -84,10 +84,10 @@ class VisionEncoder(nn.Module):
             raise UserError(f"std is {self.std}; expected three numbers above 0 (model.vision.init_args.std)")
 
     def _set_grid(self, image_px: tuple[int, int], grid: tuple[int, int]) -> None:
-        if image_px[0] != image_px[1] or grid[0] != grid[1]:
+        if image_px[0] != image_px[1] or grid[0] != grid[1] or grid[0] < 1:
             raise UserError(
                 f"{self.name} sees pictures of {image_px[0]} x {image_px[1]} px as {grid[0]} x {grid[1]} patches; "
-                f"expected a square of both (model.vision.init_args.image_px)"
+                f"expected a square of both, of one patch at least (model.vision.init_args.image_px)"
             )
         self.image_px, self.grid = image_px[0], grid[0]
 

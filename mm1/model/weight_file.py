@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
+import re
+import warnings
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -45,15 +48,30 @@ def read_weights(
     return _unpickle(path, setting)
 
 
-def _unpickle(path: Path, setting: str) -> dict[str, Tensor]:
+def unpickled(path: Path) -> Any:
+    """What a pickle holds, read with ``weights_only``: tensors in containers, in mapped files where the format allows.
+
+    Raises:
+        UserError: It holds anything else, or is no pickle.
+    """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} could not be read as weights ({reason:.120}) ({setting}.weights)") from None
+        with warnings.catch_warnings(action="ignore"):  # of a format that is none
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # what is no pickle fails in a dozen ways
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {foreign[1]}" if foreign else f"{type(error).__name__}: {error!s:.80}".splitlines()[0]
+        raise UserError(
+            f"{path} is not readable as pickled tensors and nothing else ({reason}); expected safetensors"
+        ) from None
+
+
+def _unpickle(path: Path, setting: str) -> dict[str, Tensor]:
+    found = unpickled(path)
     for nest in NESTS:
         found = found.get(nest, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(value, Tensor) for n, value in found.items()):
+    if not isinstance(found, dict) or not all(
+        isinstance(n, str) and isinstance(value, Tensor) for n, value in found.items()
+    ):
         raise UserError(f"{path} holds more than tensors by name; expected weights alone ({setting}.weights)")
     wrapped = all(name.startswith(WRAPPER) for name in found)
     return {name.removeprefix(WRAPPER): value for name, value in found.items()} if wrapped else found

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mm1.interop.decoder_in import load_decoder
+from mm1.interop.family import families
+from mm1.interop.settings import Settings
 from mm1.model.attention import KVCache
 from mm1.model.decoder import Decoder
-from tests.mm1.interop.published import MODELS, SPARSE, VOCABULARY, older, write
+from tests.mm1.interop.published import MODELS, SPARSE, VOCABULARY, change, older, write
 
 TOKENS = 60  # of a document; stretched models were trained on 16
 
@@ -57,6 +60,29 @@ def test_rotary_settings_of_transformers_4_mean_the_same(name: str, tokens: Tens
     now = read(load_decoder(folder), tokens)
     assert torch.equal(read(load_decoder(older(folder)), tokens), now)
     assert torch.allclose(expected(folder, tokens), now, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_of_both_rotary_settings_the_older_counts_as_in_transformers(tokens: Tensor, tmp_path: Path) -> None:
+    folder = write("llama_linear", tmp_path)
+    one = read(load_decoder(folder), tokens)
+    change(folder, rope_theta=9000.0, rope_scaling={"type": "linear", "factor": 2.0})
+    two = read(load_decoder(folder), tokens)
+    assert not torch.allclose(one, two, atol=1e-2)
+    assert torch.allclose(expected(folder, tokens), two, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", families())
+def test_what_a_config_does_not_say_is_what_transformers_assumes(name: str) -> None:
+    """Of sizes alone, and of those with everything that transformers makes of them, the same decoder."""
+    family = families()[name]
+    config = getattr(transformers, family.architectures[0].replace("ForCausalLM", "Config"))
+    sizes = {"vocab_size": 9, "hidden_size": 4096, "intermediate_size": 8, "num_hidden_layers": 30}
+    experts = {"num_experts": 8} if name == "qwen3_moe" else {}  # has two names, so that none is assumed
+    bare = {**sizes, **experts, "num_attention_heads": 32}
+    told = config(**bare).to_dict()
+    asked, full = (family.arguments(Settings(s, "config.json", family.defaults)) for s in (bare, told))
+    assert asked == full
 
 
 @pytest.mark.parametrize("name", SPARSE)

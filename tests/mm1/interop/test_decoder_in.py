@@ -80,6 +80,14 @@ SETTINGS = [
     ("llama", {"mlp_bias": True}, "has true at mlp_bias"),
     ("llama", {"hidden_size": "wide"}, 'has "wide" at hidden_size; expected a whole number'),
     ("llama", {"num_hidden_layers": None}, "has nothing at num_hidden_layers"),
+    ("llama", {"rms_norm_eps": float("inf")}, "has Infinity at rms_norm_eps; expected a number above 0"),
+    ("llama", {"vocab_size": 10**30}, "0 at vocab_size; expected a whole number"),
+    ("llama", {"num_hidden_layers": 10**9}, "at num_hidden_layers; expected a whole number, at least 1 and at most"),
+    ("olmoe", {"num_experts": 10**9}, "at num_experts; expected a whole number, at least 1 and at most"),
+    ("llama", {"rope_parameters": None, "rope_theta": 0}, "has 0 at rope_theta; expected a number above 0"),
+    ("llama", {"rope_parameters": {"rope_type": ["linear"]}}, r'has \["linear"\] at rope_type; expected one'),
+    ("qwen2", {"layer_types": [["full_attention"]] * 3}, "layer_types; expected 3 times"),
+    ("qwen2", {"layer_types": None, "max_window_layers": "all"}, "at max_window_layers; expected a whole number"),
     ("llama", {"rms_norm_eps": -1}, "has -1 at rms_norm_eps; expected a number above 0"),
     ("llama", {"tie_word_embeddings": "no"}, 'has "no" at tie_word_embeddings; expected true or false'),
     (
@@ -103,8 +111,8 @@ SETTINGS = [
         "0.5 at partial_rotary_fact",
     ),
     ("llama", {"partial_rotary_factor": 0.25}, "has 0.25 at partial_rotary_factor; expected 1.0"),
-    ("llama", {"quantization_config": {"quant_method": "gptq"}}, 'gptq"} at quantization_config'),
-    ("llama", {"num_attention_heads": 7}, "num_attention_heads|heads"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, 'gptq"} at quantization_config; expected null'),
+    ("llama", {"num_attention_heads": 7}, r"config\.json describes no decoder: 2 key-value heads for 7 heads"),
     (
         "qwen2",
         {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
@@ -135,6 +143,8 @@ def test_files_that_are_not_there_or_broken_are_named(tmp_path: Path) -> None:
     refused(folder, "holds no weights; expected model.safetensors or model.safetensors.index.json")
     (folder / "config.json").write_text("{")
     refused(folder, "not readable as JSON")
+    (folder / "config.json").write_text("[" * 100_000)
+    refused(folder, "not readable as JSON")
     (folder / "config.json").write_text("[]")
     refused(folder, "holds a list; expected a JSON object")
 
@@ -155,6 +165,10 @@ def test_an_index_must_be_whole(tmp_path: Path) -> None:
     (folder / INDEX).write_text("{}")
     refused(folder, "has no weight_map")
     (folder / INDEX).write_text(json.dumps(index))
+    two = safetensors.torch.load_file(folder / last)
+    again = next(iter(safetensors.torch.load_file(folder / first).items()))
+    safetensors.torch.save_file({**two, again[0]: again[1] + 1}, folder / last)
+    refused(folder, rf"holds {re.escape(again[0])}, which another file of .* has as well")
     (folder / last).unlink()
     count = len({*index["weight_map"].values()})
     refused(folder, rf"names {count} files, of which 1 are missing, the first: {re.escape(last)}")
@@ -165,8 +179,11 @@ def test_pickles_are_read_where_that_is_allowed(tmp_path: Path) -> None:
     expected = load_decoder(folder).state_dict()
     pickled(folder)
     refused(folder, r"pickled weights alone \(pytorch_model\.bin\), which can carry code; .* --allow-pickle")
-    found = load_decoder(folder, allow_pickle=True).state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    for as_zip in (True, False):  # the latter is how torch wrote before 1.6
+        content = torch.load(folder / "pytorch_model.bin")
+        torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=as_zip)
+        found = load_decoder(folder, allow_pickle=True).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 class Foreign:
@@ -174,12 +191,27 @@ class Foreign:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [({"odd": Foreign()}, "not readable as pickled tensors"), ({"odd": 3}, "more than tensors")]
+    ("content", "message"),
+    [
+        ({"odd": Foreign()}, r"not readable as pickled tensors and nothing else \(it asks for .*Foreign\)"),
+        ({"odd": 3}, "more than tensors"),
+        ({3: torch.zeros(1)}, "more than tensors by name"),
+        ({"odd": torch.ones(1).to_sparse()}, "more than tensors"),
+        ({"odd": torch.ones(1, device="meta")}, "more than tensors"),
+        ({"odd": torch.ones(1, dtype=torch.int8)}, "holds odd as int8; expected floating-point weights"),
+    ],
 )
 def test_a_pickle_with_code_in_it_is_refused(content: Any, message: str, tmp_path: Path) -> None:
     folder = pickled(write("llama", tmp_path))
     torch.save(content, folder / "pytorch_model.bin")
     refused(folder, message, allow_pickle=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04]q\x00."], ids=["empty", "text", "list"])
+def test_what_is_no_pickle_is_told(content: bytes, tmp_path: Path) -> None:
+    folder = pickled(write("llama", tmp_path))
+    (folder / "pytorch_model.bin").write_bytes(content)
+    refused(folder, "pytorch_model.bin (is not readable as pickled tensors|holds more than)", allow_pickle=True)
 
 
 def test_a_family_is_a_file() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
 import mm1
 from mm1.data.tokenizer import find, from_hf
@@ -43,7 +44,16 @@ def test_the_exported_model_computes_the_same(tiny_checkpoint: Path, tmp_path: P
 
 def test_a_hugging_face_tokenizer_keeps_its_file_name(stored_tiny: dict[str, Any], tmp_path: Path) -> None:
     proto = from_hf(write("gpt2", tmp_path / "gpt2"))
-    torch.save({**stored_tiny, "mm1": {**stored_tiny["mm1"], "tokenizer": proto}}, tmp_path / "tiny.ckpt")
+    about = {**stored_tiny["mm1"], "tokenizer": proto}
+    torch.save({**stored_tiny, "mm1": about}, tmp_path / "small.ckpt")
+    with pytest.raises(UserError, match=r"tokenizer of 331 entries for a decoder of 310"):
+        export(tmp_path / "small.ckpt", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    about["model"] = about["model"].replace("310", "340")  # rows of the embedding
+    state = {
+        name: pad(t, (0, 0, 0, 30)) if t.shape[:1] == (310,) else t for name, t in stored_tiny["state_dict"].items()
+    }
+    torch.save({**stored_tiny, "mm1": about, "state_dict": state}, tmp_path / "tiny.ckpt")
     folder = export(tmp_path / "tiny.ckpt", tmp_path / "model")
     assert find(folder).name == "tokenizer.json"
     assert stored.read(folder).tokenizer == proto
