@@ -22,8 +22,9 @@ from mm1.interop.hf_processing import chat_template
 from mm1.interop.transformers_mm1 import MM1Config, MM1ImageProcessor, MM1Processor
 from mm1.interop.write import write_tensors
 from mm1.model.mm1 import MM1
-from mm1.model.stored import PREFIX, Stored
+from mm1.model.stored import PREFIX, PREPEND, Stored, metaspaces
 
+FIRST = "first"  # of a text a space is put before; in transformers a text may follow a picture
 NEW_TOKENS = 64  # of an answer, as Assistant.generate
 
 
@@ -73,19 +74,21 @@ def _vocabulary(tokenizer: Tokenizer, image: int) -> dict[str, Any]:
     else:
         data = json.loads(tokenizer.proto)
         del data["mm1"]
-        step = data.get("pre_tokenizer") or {}
-        for part in (step, *step.get("pretokenizers", ())):
-            if part.get("prepend_scheme") == "first":  # of a text, that is; here it may follow a picture
-                part["prepend_scheme"] = "always"
+        for part in metaspaces(data):
+            if part[PREPEND] == FIRST:
+                part[PREPEND] = "always"
     if image not in {token["id"] for token in data["added_tokens"]}:
         data["added_tokens"].append(added_token(image, PICTURE))
     return data
 
 
 def _config(model: MM1, tree: dict[str, Any], tokenizer: Tokenizer, image: int) -> MM1Config:
-    ids = {role: getattr(tokenizer, role) for role in ("bos", "eos", "pad", "image")}
-    config = MM1Config.of(model, tree, ids, image)
-    return config
+    about: dict[str, Any] = {role: getattr(tokenizer, role) for role in ("bos", "eos", "pad", "image")}
+    if tokenizer.file_name == "tokenizer.json" and any(
+        part[PREPEND] == FIRST for part in metaspaces(json.loads(tokenizer.proto))
+    ):
+        about[PREPEND] = FIRST  # so that mm1 reads the tokenizer that it wrote
+    return MM1Config.of(model, tree, about, image)
 
 
 def _generation(model: MM1, tokenizer: Tokenizer, image: int) -> GenerationConfig:

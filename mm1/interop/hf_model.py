@@ -54,9 +54,7 @@ class MM1Config(Installed, PreTrainedConfig):
     auto_map: dict[str, str] | None = None
 
     @classmethod
-    def of(
-        cls, model: MM1, tree: dict[str, Any], tokenizer: dict[str, int | None], image_token_index: int
-    ) -> MM1Config:
+    def of(cls, model: MM1, tree: dict[str, Any], tokenizer: dict[str, Any], image_token_index: int) -> MM1Config:
         """The configuration of ``model``, which ``tree`` builds; ``tokenizer`` gives the ids of bos, eos and pad."""
         decoder = model.decoder
         return cls(

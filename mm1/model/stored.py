@@ -26,6 +26,7 @@ PREFIX = "model."  # of the weights in a Lightning module that holds the model
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ORIGIN = "model.yaml", "origin.json"
 TRANSFORMERS = "config.json"  # holds the model's configuration where transformers is to read it too
+PREPEND = "prepend_scheme"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
@@ -191,7 +192,7 @@ def _read_transformers(path: Path, weights: str, tokenizer: Path) -> Stored:
         about = config.get("mm1")
         proto = tokenizer.read_bytes()
         if about and tokenizer.name == "tokenizer.json":
-            proto = _with_ids(json.loads(proto), about["tokenizer"], config["vocab_size"])
+            proto = _as_ours(json.loads(proto), about["tokenizer"], config)
         tree = yaml.safe_dump(about["model"], sort_keys=False) if about else ""
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a broken {TRANSFORMERS} or tokenizer.json ({error!r:.100})") from None
@@ -206,11 +207,21 @@ def _read_transformers(path: Path, weights: str, tokenizer: Path) -> Stored:
     return Stored(tree, proto, tensors, str(path), _origin(path))
 
 
-def _with_ids(data: dict[str, Any], ids: dict[str, Any], vocabulary: int) -> bytes:
-    """The tokenizer's bytes as :mod:`mm1.data.hf_tokenizer` has them; a token for pictures alone is none of ours."""
-    data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < vocabulary]
-    ids = {role: ids[role] for role in ("bos", "eos", "pad", "image")}  # in the order of its bytes
+def _as_ours(data: dict[str, Any], about: dict[str, Any], config: dict[str, Any]) -> bytes:
+    """The tokenizer's bytes as :mod:`mm1.data.hf_tokenizer` had them before the export changed what it has to."""
+    lent = config["image_token_index"] if about["image"] is None else None  # a token for pictures alone
+    added = (token for token in data["added_tokens"] if token["id"] < config["vocab_size"])
+    data["added_tokens"] = [token for token in added if token["id"] != lent]
+    for part in metaspaces(data) if about.get(PREPEND) else ():
+        part[PREPEND] = about[PREPEND]
+    ids = {role: about[role] for role in ("bos", "eos", "pad", "image")}  # in the order of its bytes
     return json.dumps({**data, "mm1": ids}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def metaspaces(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a ``tokenizer.json`` that put a space before a text."""
+    step = data.get("pre_tokenizer") or {}
+    return [part for part in (step, *step.get("pretokenizers", ())) if PREPEND in part]
 
 
 def _origin(path: Path) -> str | None:

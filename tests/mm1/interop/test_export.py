@@ -20,7 +20,8 @@ from mm1.interop.__main__ import main
 from mm1.interop.export import export
 from mm1.interop.origin import Origin
 from mm1.model import stored
-from tests.mm1.data.hf_folders import write
+from tests.mm1.data.hf_folders import KINDS, write
+from tests.mm1.interop.exported import checkpoint, tokenizer
 
 
 def logits(path: Path) -> torch.Tensor:
@@ -108,6 +109,18 @@ def test_a_folder_is_exported_like_a_checkpoint_with_what_is_known_of_its_parts(
         told = file.read_text() if file.name == "README.md" else ""
         same = (third / file.name).read_bytes() == file.read_bytes()
         assert same or told.replace("# first", "# third") == (third / "README.md").read_text()
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+@pytest.mark.parametrize("grown", [True, False])
+@pytest.mark.parametrize("kind", ["sentencepiece", *KINDS])
+def test_a_tokenizer_is_the_same_after_an_export_for_transformers(
+    kind: str, grown: bool, padding: int, tmp_path: Path
+) -> None:
+    """Corpora know it by its fingerprint, so that its bytes matter."""
+    own = tokenizer(kind, tmp_path / kind, grown)
+    folder = export(checkpoint(tmp_path / "a.ckpt", own, padding=padding), tmp_path / "out", to="transformers")
+    assert stored.read(folder).tokenizer == own.proto
 
 
 def test_without_transformers_its_export_is_refused_and_ours_is_not(tiny_checkpoint: Path, tmp_path: Path) -> None:
