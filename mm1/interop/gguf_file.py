@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mm1.data.tokenizer import from_hf
 from mm1.errors import UserError
+from mm1.interop.settings import Settings
 
 LAYER = {
     "attn_norm": "input_layernorm",
@@ -71,6 +72,8 @@ class Gguf:
             raise UserError(f"{path} holds the architecture {architecture!r}; of GGUF files, mm1 reads llama")
         self._tensors = {hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
         self.shapes = {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in self._tensors.items()}
+        for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
+            _check_kind(kind, tensor.data[:1], path)
         self.types = dict.fromkeys(self.shapes, "float32")
         self.config = self._config()
         self.licence: str | None = self._value("general.license")
@@ -123,7 +126,9 @@ class Gguf:
         found["vocab_size"] = self.shapes.get("model.embed_tokens.weight", (found["vocab_size"],))[0]
         ids = {key: self._value(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "eos_token_id")}
         about = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32", "hidden_act": "silu"}
-        head_width = found["head_dim"] or found["hidden_size"] // found["num_attention_heads"]
+        sizes = Settings(found, self.where)
+        width, heads = sizes.whole("hidden_size"), sizes.whole("num_attention_heads")
+        head_width = sizes.whole_or_none("head_dim") or width // heads
         turned = self._value("llama.rope.dimension_count") or head_width
         share = {} if turned == head_width else {"partial_rotary_factor": turned / head_width}
         scaling = self._value("llama.rope.scaling.type") or "none"
@@ -152,6 +157,17 @@ def halves(rows: Tensor, heads: int) -> Tensor:
     For a head of width 4: a0 b0 a1 b1 -> a0 a1 b0 b1.
     """
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(rows.shape)
+
+
+def _check_kind(kind: Any, data: Any, path: Path) -> None:
+    import gguf
+
+    try:
+        gguf.dequantize(data, kind)
+    except NotImplementedError:
+        raise UserError(
+            f"{path} holds tensors of the type {kind.name}, which the package gguf does not read; expected another one"
+        ) from None
 
 
 def _reader(path: Path) -> Any:

@@ -127,6 +127,15 @@ def test_what_is_not_read_is_told(tmp_path: Path) -> None:
     scaled = write(tmp_path / "scaled.gguf", add_rope_scaling_type=gguf.RopeScalingType.LONGROPE)
     refused(scaled, 'has "longrope" at rope_type; expected one of default')
     refused(write(tmp_path / "part.gguf", add_rope_dimension_count=4), "0.5 at partial_rotary_factor")
+    refused(
+        write(tmp_path / "heads.gguf", add_head_count=[8, 8, 8]), r"has \[8, 8, 8\] at num_attention_heads; expected"
+    )
+    refused(write(tmp_path / "flat.gguf", add_embedding_length=0), "has 0 at hidden_size; expected a whole number")
+    whole = gguf.GGUFWriter(tmp_path / "whole.gguf", "llama")
+    whole.add_tensor("output_norm.weight", torch.ones(64, dtype=torch.int8).numpy())
+    for step in (whole.write_header_to_file, whole.write_kv_data_to_file, whole.write_tensors_to_file, whole.close):
+        step()
+    refused(tmp_path / "whole.gguf", "whole.gguf holds tensors of the type I8, which the package gguf does not read")
     refused(write(tmp_path / "deep.gguf", add_block_count=4), "9 tensors missing, the first: model.layers.3")
     (tmp_path / "photo.gguf").write_bytes(b"no tensors at all, but long enough to be looked at")
     refused(tmp_path / "photo.gguf", "photo.gguf is not readable as GGUF")
