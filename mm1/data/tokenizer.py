@@ -138,10 +138,13 @@ def put(folder: Path, proto: bytes) -> Tokenizer:
     tokenizer = Tokenizer.from_bytes(proto)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{tokenizer.file_name}.tmp"
-    temporary.write_bytes(proto)
-    for name in {*FILES} - {tokenizer.file_name}:
-        (folder / name).unlink(missing_ok=True)
-    os.replace(temporary, folder / tokenizer.file_name)
+    try:
+        temporary.write_bytes(proto)
+        for name in {*FILES} - {tokenizer.file_name}:
+            (folder / name).unlink(missing_ok=True)
+        os.replace(temporary, folder / tokenizer.file_name)
+    finally:
+        temporary.unlink(missing_ok=True)
     return tokenizer
 
 

@@ -20,7 +20,7 @@ from mm1.data.tokenizer import Tokenizer, from_hf, grow
 from mm1.errors import UserError
 from mm1.interop.decoder_in import CLASS, Published, open_decoder
 from mm1.interop.gguf_file import Gguf
-from mm1.interop.origin import DecoderOrigin, Origin, licence_of, small_files
+from mm1.interop.origin import DecoderOrigin, Origin, licence_of, name_of, small_files
 from mm1.interop.write import new_folder, write_tensors
 from mm1.model.build import build, read
 from mm1.model.mm1 import MM1
@@ -208,7 +208,7 @@ def _origin(published: Published, tokenizer: Tokenizer, files: dict[str, str]) -
     (head,) = published.family.whole["head.weight"]
     return DecoderOrigin(
         family=published.family_name,
-        source=published.path.resolve().name,
+        source=name_of(published.path),
         config=published.config,
         vocabulary=published.arguments["vocabulary"],
         tokens=tokenizer.vocabulary,

@@ -133,6 +133,13 @@ def small_files(folder: Path) -> dict[str, str]:
     return texts
 
 
+def name_of(path: Path) -> str:
+    """What a published folder or file is called: in the hub's cache as on the hub, not by its revision."""
+    whole = path.resolve()
+    cached = re.fullmatch(r"models--(.+)", whole.parent.parent.name) if whole.parent.name == "snapshots" else None
+    return cached[1].replace("--", "/") if cached else whole.name
+
+
 def licence_of(folder: Path) -> str | None:
     """What the head of the model card in a folder says."""
     card = folder / "README.md"

@@ -109,6 +109,13 @@ def test_tokens_that_only_the_configuration_names_are_there(tmp_path: Path) -> N
     assert (tokenizer.vocabulary, tokenizer.eos) == (size + 1, size)
 
 
+def test_what_could_not_be_put_leaves_nothing(made: dict[str, Tokenizer], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        put(tmp_path, made["gpt2"].proto)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
 def test_bytes_file_and_pickle_are_the_same_tokenizer(made: dict[str, Tokenizer], tmp_path: Path) -> None:
     first = made["qwen"]
     assert put(tmp_path, first.proto).file_name == "tokenizer.json"

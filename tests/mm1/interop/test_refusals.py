@@ -183,7 +183,7 @@ def test_what_lies_where_a_folder_is_to_be_stays(joined: Path, tmp_path: Path) -
 def test_names_may_be_anything(model: Path, tmp_path: Path) -> None:  # noqa: F811
     """Spaces, signs and other letters; a folder of links, as the cache of the hub has them."""
     folder = tmp_path / "sp ace ünï 漢 'q\"; $x"
-    blobs, snapshot = folder / "blobs", folder / "snapshots" / "abc"
+    blobs, snapshot = folder / "blobs", folder / "models--maker--tiny" / "snapshots" / "abc"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for number, file in enumerate(sorted(write("qwen2", tmp_path / "source", shard="60kB").iterdir())):
@@ -193,7 +193,9 @@ def test_names_may_be_anything(model: Path, tmp_path: Path) -> None:  # noqa: F8
     assert (
         mm1.load(export(upcycle(made, folder / "up"), folder / "ex p", to="transformers")).tokenizer.image is not None
     )
-    assert Origin.from_json((made / "origin.json").read_text()).decoder is not None
+    decoder = Origin.from_json((made / "origin.json").read_text()).decoder
+    assert decoder is not None
+    assert decoder.source == "maker/tiny"
     number = next(link for link in snapshot.iterdir() if link.name.startswith("model-00002"))
     number.resolve().unlink()
     with pytest.raises(UserError, match="are missing, the first: model-00002"):
