@@ -76,7 +76,7 @@ def _after_scoring(commands: Commands) -> None:
     )
     sheet.add_argument("--across", type=int, default=4, help="photographs in a row (%(default)s)")
     sheet.add_argument("--title", help="heading; default: the benchmark's name")
-    sheet.add_argument("--out", type=Path, default=Path("grid.png"), help="the picture (%(default)s)")
+    sheet.add_argument("--out", type=Path, default=Path("grid.png"), help="the PNG, or a .md that links (%(default)s)")
 
     says = "scores of several models as one Markdown table"
     table = commands.add_parser("results", help=says, description=says)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +54,29 @@ def grid(
         data: Data folder, where the pictures are no longer where they were when the model was asked.
         across: Photographs in a row.
         title: Heading; by default the benchmark's name.
-        out: The PNG.
+        out: The PNG; or a ``.md``, which shows the photographs where they are published and holds none itself.
 
     Raises:
-        UserError: No such answers, fewer than a row needs, or a picture that is not there.
+        UserError: No such answers, fewer than a row needs, a picture that is not there, or for Markdown one without a
+            published address and licence.
     """
     at_least(1, {"across": across})
     path = answers / "answers.jsonl" if answers.is_dir() else answers
     found, blind = _answers(path, task, shots)
     name, questions = found[0]["task"], any(answer.get("question") for answer in found)
     kinds = right_and_wrong(found, across) if questions else best_middle_worst(found, across)
-    rows = [Row(kind.name, [_card(answer, blind, data) for answer in kind.answers]) for kind in kinds]
     mean = sum(answer["score"] for answer in found) / len(found)
     metric, rule, key = KEYS["vqa_accuracy" if questions else "cider"]
     told = f"{shots}-shot, {metric} {mean:.1f}, n = {len(found)}. {key} {RULE.format(rule=rule)}"
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".md":
+        out.write_text(linked(kinds, f"{shots}-shot, {metric} {mean:.1f}, n = {len(found)}", published(name, data)))
+        print(out.resolve())
+        return
+    rows = [Row(kind.name, [_card(answer, blind, data) for answer in kind.answers]) for kind in kinds]
     draw(rows, title or task_title(name).capitalize(), told).save(out)
     print(out.resolve())
-    credited = credits([answer for kind in kinds for answer in kind.answers], name, data)
+    credited = credits([answer for kind in kinds for answer in kind.answers], published(name, data))
     if credited:
         beside = out.with_suffix(".credits.md")
         beside.write_text(credited)
@@ -116,22 +122,66 @@ def nearest(answer: str, references: list[str]) -> str:
     return max(references, key=shared)
 
 
-def credits(answers: list[dict[str, Any]], task: str, data: Path | None) -> str:
-    """Where the photographs come from and under which licence, as Markdown; empty unless the data says it of all."""
+@dataclass(frozen=True)
+class Published:
+    """Where a photograph is published, and under which licence."""
+
+    address: str
+    page: str
+    licence: str
+    licence_address: str
+
+
+def published(task: str, data: Path | None) -> dict[str, Published]:
+    """The photographs of a captioning benchmark by id, as far as its annotations say where they come from."""
     source = data / "captions_eval" / f"{task.partition('/')[2]}.json" if data else None
     if source is None or not task.startswith("captions/") or not source.is_file():
-        return ""
+        return {}
     about = read_object(source, "captions in COCO's format")
     licences = {licence["id"]: licence for licence in about.get("licenses", ())}
-    images = {str(image["id"]): image for image in about.get("images", ())}
+    found = {}
+    for image in about.get("images", ()):
+        licence = licences.get(image.get("license"), {})
+        if image.get("flickr_url") and licence.get("url"):
+            page = image["flickr_url"]
+            found[str(image["id"])] = Published(image.get("coco_url", page), page, licence["name"], licence["url"])
+    return found
+
+
+def credits(answers: list[dict[str, Any]], known: dict[str, Published]) -> str:
+    """Where the photographs come from and under which licence, as Markdown; empty unless it is known of all."""
+    ids = [str(answer["id"]) for answer in answers]
+    if not all(id in known for id in ids):
+        return ""
+    lines = [(id, known[id]) for id in ids]
+    return "".join(f"* [{id}]({of.page}), [{of.licence}]({of.licence_address}), scaled down\n" for id, of in lines)
+
+
+def linked(kinds: list[Chosen], told: str, known: dict[str, Published]) -> str:
+    """The sheet as Markdown for a page that must not hold the photographs: each is shown from where it is published.
+
+    Raises:
+        UserError: A photograph whose address or licence is not known.
+    """
     lines = []
-    for answer in answers:
-        image = images.get(str(answer["id"]), {})
-        licence = licences.get(image.get("license"))
-        if not image.get("flickr_url") or not (licence and licence.get("url")):
-            return ""
-        lines.append(f"* [{answer['id']}]({image['flickr_url']}), [{licence['name']}]({licence['url']}), scaled down\n")
-    return "".join(lines)
+    for kind in kinds:
+        width = 100 // len(kind.answers)
+        lines += ["<tr>"]
+        for answer in kind.answers:
+            of = known.get(str(answer["id"]))
+            if of is None:
+                raise UserError(
+                    f"no address and licence are known of {answer['image']}; expected coco_url or flickr_url and a "
+                    f"license of it in the annotations under --data, or a PNG as --out"
+                )
+            shown = f'<a href="{of.page}"><img src="{of.address}"></a>'
+            about = f'CIDEr {answer["score"]:.0f} · <a href="{of.licence_address}">licence</a>'
+            said = escape(answer["answer"] or "(nothing)")
+            lines += [f'<td width="{width}%" valign="top">{shown}<br>{said}<br><sub>{about}</sub></td>']
+        lines += ["</tr>"]
+    rows = ", ".join(kind.name[0].lower() + kind.name[1:] for kind in kinds)
+    rule = RULE.format(rule=KEYS["cider"][1])
+    return "\n".join(["<table>", *lines, "</table>", "", f"{told}. {rule} From top to bottom: {rows}.", ""])
 
 
 def _answers(path: Path, task: str | None, shots: int) -> tuple[list[dict[str, Any]], dict[str, str]]:

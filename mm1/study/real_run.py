@@ -162,18 +162,18 @@ def _scores(out: Path, side: str) -> list[Path]:
 
 
 def check_bar(out: Path) -> None:
-    """Hold the dense model to what is asked of it.
+    """Hold the dense model, as it is after pre-training, to what is asked of it.
 
     Raises:
         UserError: What was reached, and what was expected.
     """
-    base, chat = (read_scores(path)["tasks"] for path in _scores(out, "dense"))
-    flickr, coco = base[FLICKR]["shots"]["0"], base[COCO]["shots"]["0"]
-    daquar, alone = chat[DAQUAR]["shots"]["0"], chat[DAQUAR]["question_only"] or 0.0
-    blank = _scores(out, "blank")[1]
+    base = read_scores(_scores(out, "dense")[0])["tasks"]
+    flickr, coco, daquar = (base[task]["shots"]["0"] for task in (FLICKR, COCO, DAQUAR))
+    alone = base[DAQUAR]["question_only"] or 0.0
+    blank = _scores(out, "blank")[0]
     if blank.exists():
         alone = max(alone, read_scores(blank)["tasks"][DAQUAR]["shots"]["0"]["blank"])
-    more = base[FLICKR]["shots"]["4"]["over_zero_shot_interval"]
+    more = {task: base[task]["shots"]["4"]["over_zero_shot_interval"][1] for task in (FLICKR, COCO)}
     bars = {
         f"{FLICKR} {flickr['sighted']:.1f}, expected {FLICKR_CIDER}": flickr["sighted"] >= FLICKR_CIDER,
         f"{FLICKR} {flickr['sighted']:.1f}, expected {TIMES_BLIND} x {flickr['blind']:.1f} with swapped pictures": (
@@ -183,7 +183,10 @@ def check_bar(out: Path) -> None:
         f"{DAQUAR} gains {daquar['gain']:.1f} by sight, expected {DAQUAR_POINTS}": daquar["gain"] >= DAQUAR_POINTS,
         f"{DAQUAR} gains at least {daquar['gain_interval'][0]:.1f}, expected above 0": daquar["gain_interval"][0] > 0,
         f"{DAQUAR} {daquar['sighted']:.1f}, expected above {alone:.1f} without pictures": daquar["sighted"] > alone,
-        f"{FLICKR} at 4 shots gains at most {more[1]:.1f}, expected not below 0": more[1] >= 0,
+        **{
+            f"{task} at 4 shots gains at most {high:.1f}, expected not below 0": high >= 0
+            for task, high in more.items()
+        },
     }
     for told, reached in bars.items():
         print(f"{'reached' if reached else 'missed '}  {told}")

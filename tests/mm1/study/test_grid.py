@@ -120,6 +120,25 @@ def test_credits_are_written_where_the_data_knows_all_of_them(folder: Path) -> N
             assert len(lines) == 3
 
 
+def test_a_page_links_photographs_and_says_their_licence(folder: Path) -> None:
+    about = {"licenses": [{"id": 1, "name": "BY", "url": "http://by"}]}
+    images = [{"id": at, "license": 1, "flickr_url": f"http://flickr/{at}"} for at in range(12)]
+    images[11]["coco_url"] = "http://coco/11.jpg"
+    source = folder / "data/captions_eval/t.json"
+    source.write_text(json.dumps({**about, "images": images}))
+    page = folder / "grid.md"
+    grid(folder, task="captions/t", data=folder / "data", across=1, out=page)
+    text = page.read_text()
+    assert text.count("<img ") == text.count('"http://by"') == 3
+    assert '<a href="http://flickr/11"><img src="http://coco/11.jpg"></a><br>picture 11<br>' in text
+    assert '<img src="http://flickr/0">' in text
+    assert "mean CIDEr 5.5, n = 12" in text
+    assert text.rstrip().endswith("From top to bottom: the 1 best, the 1 around the median, the 1 worst.")
+    source.write_text(json.dumps({**about, "images": images[1:]}))
+    with pytest.raises(UserError, match=r"no address and licence are known of .*0\.png; expected coco_url"):
+        grid(folder, task="captions/t", data=folder / "data", across=1, out=page)
+
+
 def test_a_picture_is_found_at_the_longest_end_of_its_path(tmp_path: Path) -> None:
     for name in ("a.png", "images/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

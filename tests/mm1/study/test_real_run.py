@@ -55,20 +55,23 @@ def scores(**tasks: dict[str, Any]) -> str:
 
 
 def made(
-    out: Path, flickr: float = 31.0, daquar: float = 21.0, gain: tuple[float, float] = (3.5, 0.4), more: float = 1.0
+    out: Path,
+    flickr: float = 31.0,
+    daquar: float = 21.0,
+    gain: tuple[float, float] = (3.5, 0.4),
+    more: tuple[float, float] = (1.0, 1.0),
 ) -> Path:
     """Score files of a dense model with made-up numbers, and of one that never saw a picture."""
-    four = {"sighted": 30.0, "blind": 9.0, "over_zero_shot_interval": [-4.0, more]}
-    captions = {"shots": {"0": {"sighted": flickr, "blind": 10.0}, "4": four}, "question_only": None}
-    other = {"shots": {"0": {"sighted": 18.0, "blind": 6.0}}, "question_only": None}
-    chat = {
+    four = [{"sighted": 30.0, "blind": 9.0, "over_zero_shot_interval": [-4.0, high]} for high in more]
+    captions = {"shots": {"0": {"sighted": flickr, "blind": 10.0}, "4": four[0]}, "question_only": None}
+    other = {"shots": {"0": {"sighted": 18.0, "blind": 6.0}, "4": four[1]}, "question_only": None}
+    questions = {
         "shots": {"0": {"sighted": daquar, "gain": gain[0], "gain_interval": [gain[1], 6.0]}},
         "question_only": 18.0,
     }
     files = {
-        "dense/eval/photographs": scores(**{FLICKR: captions, COCO: other}),
-        "dense-chat/eval/photographs_chat": scores(**{DAQUAR: chat}),
-        "blank-chat/eval/photographs_chat": scores(**{DAQUAR: {"shots": {"0": {"blank": 20.0}}}}),
+        "dense/eval/photographs": scores(**{FLICKR: captions, COCO: other, DAQUAR: questions}),
+        "blank/eval/photographs": scores(**{DAQUAR: {"shots": {"0": {"blank": 20.0}}}}),
     }
     for folder, text in files.items():
         (out / folder).mkdir(parents=True)
@@ -78,7 +81,7 @@ def made(
 
 def test_bars_are_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_bar(made(tmp_path))
-    assert capsys.readouterr().out.count("reached") == 7
+    assert capsys.readouterr().out.count("reached") == 8
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,8 @@ def test_bars_are_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ({"daquar": 19.9}, r"daquar 19\.9, expected above 20\.0 without pictures"),
         ({"gain": (2.9, 0.4)}, r"gains 2\.9 by sight, expected 3"),
         ({"gain": (3.5, -0.1)}, r"gains at least -0\.1, expected above 0"),
-        ({"more": -0.5}, r"4 shots gains at most -0\.5, expected not below 0"),
+        ({"more": (-0.5, 1.0)}, r"flickr8k_dev at 4 shots gains at most -0\.5, expected not below 0"),
+        ({"more": (1.0, -0.5)}, r"coco_val2017_mini_a at 4 shots gains at most -0\.5, expected not below 0"),
     ],
 )
 def test_a_missed_bar_is_told(numbers: dict[str, Any], told: str, tmp_path: Path) -> None:
