@@ -10,7 +10,7 @@ from typing import Literal
 import PIL.Image
 
 from data_pipelines.cut import Limits, cut
-from data_pipelines.sources import Draft, Packed, Rejection
+from data_pipelines.sources import Draft, Place, Rejection
 from mm1.data.encode import text_tokens
 from mm1.data.fingerprint import Fingerprint, Known, fingerprint
 from mm1.data.image import PictureError, decode, scale
@@ -75,7 +75,7 @@ class Finish:
             return Finished(draft.group, [], rejections)
         return self._cut(Sample(tuple(items), draft.source, draft.id), draft.group, rejections)
 
-    def _picture(self, place: Path | Packed) -> bytes:
+    def _picture(self, place: Place) -> bytes:
         data = read_picture(place)
         picture = decode(data)
         if len(self.scored) and fingerprint(data, picture) in self.scored:
@@ -99,7 +99,7 @@ class _Scored(Exception):
     """The picture stands in a scored set."""
 
 
-def read_picture(place: Path | Packed) -> bytes:
+def read_picture(place: Place) -> bytes:
     """The picture's bytes.
 
     Raises:

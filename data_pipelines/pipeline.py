@@ -241,7 +241,7 @@ def survey(readers: list[Source], val_share: float, base: str) -> Survey:
             lowest = min(lowest, group_hash(draft.group))
             for item in draft.items:
                 if not isinstance(item, Text):
-                    stamp.update(_stat(item if isinstance(item, Path) else item.path).encode())
+                    stamp.update(_stat(item if isinstance(item, Path) else item.path).encode())  # type: ignore[attr-defined]
     threshold = int(val_share * 2**64)
     if val_share and documents >= SMALLEST_WITH_VALIDATION and lowest < 2**64:
         threshold = max(threshold, lowest + 1)

@@ -1,11 +1,12 @@
-"""Readers, one class for each kind of file of a raw corpus folder."""
+"""Readers, one class for each kind of raw file."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from data_pipelines.sources.base import Draft, Packed, Rejection, Source
+from data_pipelines.sources.base import Bytes, Draft, Packed, Place, Rejection, Source, Span
 from data_pipelines.sources.captions import Captions
 from data_pipelines.sources.fewshot import CaptionRuns, QuestionRuns
 from data_pipelines.sources.interleaved import Interleaved
@@ -16,9 +17,11 @@ from data_pipelines.sources.tars import CaptionTars
 from data_pipelines.sources.text import PlainText, TextLines
 from mm1.errors import UserError
 
-KINDS = (Captions, CaptionTars, Interleaved, TextLines, PlainText, Conversations, Questions, CaptionRuns, QuestionRuns)
+KINDS: tuple[type[Source], ...] = (
+    Captions, CaptionTars, Interleaved, TextLines, PlainText, Conversations, Questions, CaptionRuns, QuestionRuns
+)  # fmt: skip
 
-__all__ = ["KINDS", "Draft", "Packed", "Rejection", "Source", "scored_pictures", "sources"]
+__all__ = ["KINDS", "Bytes", "Draft", "Packed", "Place", "Rejection", "Source", "Span", "scored_pictures", "sources"]
 
 
 def sources(corpus: Path, captions_per_image: int = 1, also: Collection[str] = ()) -> dict[str, list[Source]]:
@@ -32,12 +35,16 @@ def sources(corpus: Path, captions_per_image: int = 1, also: Collection[str] = (
     Raises:
         UserError: ``also`` names no such stream.
     """
+    corpus = corpus.resolve()
     opt_in = {kind.stream for kind in KINDS if kind.opt_in}
     if unknown := set(also) - opt_in:
         raise UserError(f"also names the stream {min(unknown)!r}; expected some of {', '.join(sorted(opt_in))}")
     found: dict[str, list[Source]] = {}
     for kind in KINDS:
-        reader = kind(corpus, captions_per_image)
-        if (not kind.opt_in or kind.stream in also) and reader.files():
-            found.setdefault(kind.stream, []).append(reader)
+        if kind.opt_in and kind.stream not in also:
+            continue
+        files = sorted(path for path in corpus.glob(kind.pattern) if kind.takes(path))
+        if files:
+            several: dict[str, Any] = {"captions_per_image": captions_per_image} if kind is Captions else {}
+            found.setdefault(kind.stream, []).append(kind(files, root=corpus, **several))
     return found

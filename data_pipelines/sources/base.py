@@ -1,18 +1,34 @@
-"""What a kind of raw file has to tell: documents whose pictures are still paths, and what it could not use and why."""
+"""What a kind of raw file has to tell: documents whose pictures are still places, and what it could not use and why."""
 
 from __future__ import annotations
 
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
+from data_pipelines.places import Remote, address_of, expand, local
 from mm1.sample import Text
 
 HELD_OUT = ("_dev", "_val", "_test")
+
+
+class Place(Protocol):
+    """Where the bytes of a picture are: a file (``Path``), :class:`Packed`, :class:`Bytes`, or an address."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+
+    def read_bytes(self) -> bytes:
+        """The bytes of its file.
+
+        Raises:
+            OSError: It is not there, or cannot be read.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +55,20 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A document as its file tells it. Pictures are read later, by many processes.
+class Bytes:
+    """A picture that came with its row, as in parquet and in base64.
 
     Args:
-        id: Unique within the stream: file and line, ``flickr8k_train:12``.
-        source: The stream.
-        items: Text, and where the pictures are, in reading order.
-        group: What decides the split; documents about one picture share it.
-        loose: Whether the document makes sense without a picture that cannot be read.
+        name: What to call it.
+        data: The bytes of its file.
     """
 
-    id: str
-    source: str
-    items: tuple[Text | Path | Packed, ...]
-    group: str
-    loose: bool = False
+    name: str
+    data: bytes = field(repr=False)
+
+    def read_bytes(self) -> bytes:
+        """The bytes of its file."""
+        return self.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,60 +86,137 @@ class Rejection:
     fault: bool = True
 
 
-class Source(ABC):
-    """A kind of file.
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A document as its file tells it. Pictures are read later.
 
     Args:
-        corpus: The raw corpus folder.
-        captions_per_image: For kinds with several texts about one picture, how many of them become documents.
-
-    Attributes:
-        stream: Where its documents go.
-        pattern: Where its files are in the corpus.
-        opt_in: Whether it is read only when asked for.
+        id: Unique within the stream: file and line, ``flickr8k_train:12``.
+        source: The stream.
+        items: Text, and where the pictures are, in reading order.
+        group: What decides the split; documents about one picture share it.
+        loose: Whether the document makes sense without a picture that cannot be read.
+        about: What else its file says of it, under that file's own names: ``url``, ``similarity``, ``language``, ...
+        lost: Parts of it that were left out on the way.
     """
 
-    stream: ClassVar[str]
-    pattern: ClassVar[str]
+    id: str
+    source: str
+    items: tuple[Text | Place, ...]
+    group: str
+    loose: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    lost: tuple[Rejection, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All of its text, items parted by blank lines."""
+        return "\n\n".join(item.text for item in self.items if isinstance(item, Text))
+
+    @property
+    def pictures(self) -> tuple[Place, ...]:
+        """Where its pictures are, in order."""
+        return tuple(item for item in self.items if not isinstance(item, Text))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a file that can be read without what stands before it.
+
+    Args:
+        start: Where it begins: a byte of a file of lines, a row group of a parquet file.
+        stop: Where the next one begins; None for the rest of the file.
+        number: How many rows stand before it.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    number: int = 0
+
+
+WHOLE = Span()
+
+
+class Source(ABC):
+    """A kind of file. A new kind is one class like this; ``class_path`` in a pipeline's YAML names it.
+
+    Args:
+        files: Paths or fsspec addresses, with ``*`` and ``{000..012}``; one or several.
+        root: Folder that names of pictures are relative to and may not climb out of; by default that of each file.
+        stream: Where its documents go, if not where its kind usually does.
+
+    Attributes:
+        pattern: Where its files are in a raw corpus folder (docs/data.md); empty for kinds that have no place there.
+        opt_in: Whether it is read from a raw corpus folder only when asked for.
+    """
+
+    stream: str
+    pattern: ClassVar[str] = ""
     opt_in: ClassVar[bool] = False
 
-    def __init__(self, corpus: Path, captions_per_image: int = 1) -> None:
-        self.corpus, self.captions_per_image = corpus.resolve(), captions_per_image
+    def __init__(
+        self, files: str | Path | Sequence[str | Path], *, root: Path | None = None, stream: str | None = None
+    ) -> None:
+        self.given = [files] if isinstance(files, str | Path) else list(files)
+        self.root = root.resolve() if root else None
+        if stream:
+            self.stream = stream
 
-    def files(self) -> list[Path]:
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        """Whether a file that ``pattern`` finds is of this kind."""
+        return True
+
+    def files(self) -> list[Path | Remote]:
         """The files of this kind, in order."""
-        return sorted(self.corpus.glob(self.pattern))
+        return expand(self.given)
+
+    def spans(self, path: Path, rows: int) -> list[Span]:
+        """Stretches of ``path`` of about ``rows`` rows, which may be read apart; the whole file where it has to be."""
+        return [WHOLE]
 
     def drafts(self) -> Iterator[Draft | Rejection]:
-        """All documents of all files; those of files held out by their name as rejections."""
-        for path in self.files():
-            for draft in self.read(path):
-                if path.stem.endswith(HELD_OUT):
-                    yield Rejection(draft.id, "file held out by its name", fault=False)
-                elif isinstance(draft, Draft) and not all(_unicode(i.text) for i in draft.items if isinstance(i, Text)):
-                    yield Rejection(draft.id, "text is not Unicode")
-                else:
-                    yield draft
+        """All documents of all files."""
+        for file in self.files():
+            yield from self.drafts_in(local(file))
+
+    def drafts_in(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
+        """The documents of a stretch; those of files held out by their name as rejections."""
+        for draft in self.read(path, span):
+            if path.stem.endswith(HELD_OUT):
+                yield Rejection(draft.id, "file held out by its name", fault=False)
+            elif isinstance(draft, Draft) and not all(unicode(i.text) for i in draft.items if isinstance(i, Text)):
+                yield Rejection(draft.id, "text is not Unicode")
+            else:
+                yield draft
 
     @abstractmethod
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
-        """The documents of one file, in order."""
+    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
+        """The documents of a stretch of a local file, in order."""
 
-    def picture(self, file: Path, name: Any, base: Path | None = None) -> Path:
-        """The path of a picture that ``file`` names, relative to ``base`` or else to the file's folder.
+    def picture(self, file: Path, name: Any, base: Path | None = None) -> Place:
+        """The place of a picture that ``file`` names, relative to ``base``, or else to the file's folder.
 
         Raises:
-            WrongFields: The name is no text, or climbs out of the corpus.
+            WrongFields: The name is no text, or climbs out of the folder of pictures.
         """
-        if not isinstance(name, str) or not name or "\0" in name or not _unicode(name):
+        if not isinstance(name, str) or not name or "\0" in name or not unicode(name):
             raise WrongFields
+        if remote := address_of(file):
+            return remote.beside(name)
         path = Path(os.path.normpath((base or file.parent) / name))
-        if not path.is_relative_to(self.corpus):
+        if not path.is_relative_to(self.root or file.parent):
             raise WrongFields
         return path
 
+    def group(self, picture: Place) -> str:
+        """What decides the split for documents about this picture: its name within the corpus."""
+        if self.root and isinstance(picture, Path):
+            return str(picture.relative_to(self.root))
+        return str(picture) if isinstance(picture, Path) else picture.name
 
-def _unicode(text: str) -> bool:
+
+def unicode(text: str) -> bool:
     """False for half a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode()
@@ -144,8 +235,12 @@ class WrongFields(ValueError):
 class Rows(Source):
     """A kind of file with a JSON object a line."""
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
-        for place, row in json_lines(path):
+    def spans(self, path: Path, rows: int) -> list[Span]:
+        """Blocks of so many lines."""
+        return line_spans(path, rows)
+
+    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
+        for place, row in json_lines(path, span):
             if row is None:
                 yield Rejection(place, "line is no JSON object")
                 continue
@@ -163,10 +258,29 @@ class Rows(Source):
         """
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of each line that is not blank; a line that is no JSON object comes as None."""
+def line_spans(path: Path, rows: int) -> list[Span]:
+    """Blocks of ``rows`` lines of a file."""
+    starts, at = [(0, 0)], 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            at += len(line)
+            if number % rows == 0:
+                starts.append((at, number))
+    if len(starts) > 1 and starts[-1][0] == at:
+        starts.pop()
+    stops = [start for start, _ in starts[1:]]
+    return [Span(start, stop, number) for (start, number), stop in zip(starts, [*stops, None], strict=True)]
+
+
+def json_lines(path: Path, span: Span = WHOLE) -> Iterator[tuple[str, Any]]:
+    """Place and value of each line that is not blank; a line that is no JSON object comes as None."""
+    with path.open("rb") as lines:
+        lines.seek(span.start)
+        at = span.start
+        for number, line in enumerate(lines, start=span.number + 1):
+            if span.stop is not None and at >= span.stop:
+                return
+            at += len(line)
             if line.strip():
                 yield f"{path.stem}:{number}", _object(line)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import Draft, Rejection, Source, WrongFields, json_lines
+from data_pipelines.sources.base import WHOLE, Draft, Place, Rejection, Source, Span, WrongFields, json_lines
 from data_pipelines.sources.questions import Questions
 from mm1.sample import Text
 from mm1.template import short_answer
@@ -23,8 +23,6 @@ BUCKET = 64  # pictures that are neighbours in some order: a pass shuffles withi
 PASSES = 5  # how often every picture appears, each time in other company
 BARE, BARE_SHARE = 2, 0.25  # so many texts without their picture open so many of the runs, as 0-shot prompts do
 
-Entry = tuple[Path, tuple[Text, ...]]
-
 
 class _Runs(Source):
     """Joins entries about pictures into runs of :data:`SIZES`, :data:`PASSES` times."""
@@ -32,19 +30,19 @@ class _Runs(Source):
     stream = "fewshot"
     opt_in = True
 
-    def entries(self, path: Path) -> dict[Path, list[tuple[Text, ...]]]:
+    def entries(self, path: Path) -> dict[Place, list[tuple[Text, ...]]]:
         """The texts of each picture of a file."""
         raise NotImplementedError
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
         found = self.entries(path)
 
-        def texts(picture: Path, number: int) -> tuple[Text, ...]:
+        def texts(picture: Place, number: int) -> tuple[Text, ...]:
             return found[picture][number % len(found[picture])]
 
-        place = "/".join(path.relative_to(self.corpus).with_suffix("").parts)
+        place = "/".join(path.relative_to(self.root or path.parent).with_suffix("").parts)
         # pictures of one side of the validation split are neighbours here, as the split is by this hash too
-        order = sorted(found, key=lambda picture: hashlib.sha256(self._group(picture).encode()).digest())
+        order = sorted(found, key=lambda picture: hashlib.sha256(self.group(picture).encode()).digest())
         for number in range(PASSES):
             chance = random.Random(f"{place}/{number}")
             buckets = [order[start : start + BUCKET] for start in range(0, len(order), BUCKET)]
@@ -54,18 +52,15 @@ class _Runs(Source):
                 run = shuffled[taken : taken + chance.choice(SIZES)]
                 taken += len(run)
                 bare = BARE if len(run) > BARE and chance.random() < BARE_SHARE else 0
-                items: list[Text | Path] = []
+                items: list[Text | Place] = []
                 for at, picture in enumerate(run):
                     items += [picture] if at >= bare else []
                     items += texts(picture, number)
                 yield Draft(f"{place}:{number}#{taken}", self.stream, tuple(items), self._first(run))
 
-    def _group(self, picture: Path) -> str:
-        return str(picture.relative_to(self.corpus))
-
-    def _first(self, run: Sequence[Path]) -> str:
+    def _first(self, run: Sequence[Place]) -> str:
         """The picture whose hash is lowest: if any picture of a run is held out, the run is."""
-        return min(map(self._group, run), key=lambda group: hashlib.sha256(group.encode()).digest())
+        return min(map(self.group, run), key=lambda group: hashlib.sha256(group.encode()).digest())
 
 
 class CaptionRuns(_Runs):
@@ -73,9 +68,9 @@ class CaptionRuns(_Runs):
 
     pattern = "captions/*.jsonl"
 
-    def entries(self, path: Path) -> dict[Path, list[tuple[Text, ...]]]:
+    def entries(self, path: Path) -> dict[Place, list[tuple[Text, ...]]]:
         """The captions of each picture; what is broken, :class:`Captions` has counted."""
-        found: dict[Path, list[tuple[Text, ...]]] = {}
+        found: dict[Place, list[tuple[Text, ...]]] = {}
         for _, row in json_lines(path):
             captions: Any = row.get("captions") if row else None
             try:
@@ -93,14 +88,15 @@ class QuestionRuns(_Runs):
 
     pattern = Questions.pattern
 
-    def files(self) -> list[Path]:
+    @classmethod
+    def takes(cls, path: Path) -> bool:
         """The files of :class:`Questions`."""
-        return Questions(self.corpus).files()
+        return Questions.takes(path)
 
-    def entries(self, path: Path) -> dict[Path, list[tuple[Text, ...]]]:
+    def entries(self, path: Path) -> dict[Place, list[tuple[Text, ...]]]:
         """The questions of each picture; what is broken, :class:`Questions` counts."""
-        found: dict[Path, list[tuple[Text, ...]]] = {}
-        for row in Questions(self.corpus).answered(path):
+        found: dict[Place, list[tuple[Text, ...]]] = {}
+        for row in Questions(path, root=self.root).answered(path):
             if not isinstance(row, Rejection):
                 found.setdefault(row[0], []).append(short_answer(row[1], row[2]))
         return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import Draft, Rejection, Rows, WrongFields
+from data_pipelines.sources.base import Draft, Place, Rejection, Rows, WrongFields
 from mm1.sample import Text
 
 
@@ -26,10 +26,10 @@ class Interleaved(Rows):
         else:
             yield Rejection(place, "empty document")
 
-    def _items(self, path: Path, rows: Any) -> tuple[Text | Path, ...]:
+    def _items(self, path: Path, rows: Any) -> tuple[Text | Place, ...]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise WrongFields
-        items: list[Text | Path] = []
+        items: list[Text | Place] = []
         for row in rows:
             match row:
                 case {"type": "text", "text": str(text)}:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import Draft, Rejection, Source, WrongFields, json_lines
+from data_pipelines.sources.base import WHOLE, Draft, Place, Rejection, Source, Span, WrongFields, json_lines
 from mm1.errors import UserError
 from mm1.runs import read_object
 from mm1.sample import Text
@@ -26,12 +26,13 @@ class Questions(Source):
     opt_in = True
     QUESTIONS = 4
 
-    def files(self) -> list[Path]:
+    @classmethod
+    def takes(cls, path: Path) -> bool:
         """Files of questions; annotations are read with them."""
-        return [path for path in super().files() if path.name in ("train.jsonl", "train_questions.json")]
+        return path.name in ("train.jsonl", "train_questions.json")
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
-        asked: dict[Path, list[tuple[Text, Text]]] = {}
+    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
+        asked: dict[Place, list[tuple[Text, Text]]] = {}
         place = f"{path.parent.name}/{path.stem}"
         for found in self.answered(path):
             if isinstance(found, Rejection):
@@ -40,12 +41,12 @@ class Questions(Source):
                 picture, question, answer = found
                 asked.setdefault(picture, []).append(short_answer(question, answer))
         for picture, lines in asked.items():
-            group = str(picture.relative_to(self.corpus))
+            group = self.group(picture)
             for start in range(0, len(lines), self.QUESTIONS):
                 items = [item for line in lines[start : start + self.QUESTIONS] for item in line]
-                yield Draft(f"{place}:{picture.stem}#{start}", self.stream, (picture, *items), group)
+                yield Draft(f"{place}:{Path(picture.name).stem}#{start}", self.stream, (picture, *items), group)
 
-    def answered(self, path: Path) -> Iterator[tuple[Path, str, str] | Rejection]:
+    def answered(self, path: Path) -> Iterator[tuple[Place, str, str] | Rejection]:
         """Picture, question and answer of every usable row."""
         rows = _lines(path) if path.suffix == ".jsonl" else _v2(path)
         for place, row in rows:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import WRONG_FIELDS, Draft, Rejection, Source, WrongFields
+from data_pipelines.sources.base import WHOLE, WRONG_FIELDS, Draft, Place, Rejection, Source, Span, WrongFields
 from mm1 import template
 from mm1.errors import UserError
 from mm1.runs import read_json
@@ -25,7 +25,7 @@ class Conversations(Source):
     stream = "sft"
     pattern = "sft/*.json"
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
         try:
             rows = read_json(path, "a JSON list of conversations")
         except UserError:
@@ -43,18 +43,16 @@ class Conversations(Source):
             elif (markers := sum(question.count(MARKER) for question, _ in turns)) not in (0, len(pictures)):
                 yield Rejection(place, "pictures and <image> markers do not match")
             else:
-                group = (
-                    str(pictures[0].relative_to(self.corpus)) if pictures else f"{path.stem} {row.get('id', number)}"
-                )
+                group = self.group(pictures[0]) if pictures else f"{path.stem} {row.get('id', number)}"
                 items = _items(turns, iter(pictures)) if markers else (*pictures, *_items(turns, iter(())))
                 yield Draft(place, self.stream, items, group)
 
-    def _pictures(self, path: Path, row: Any) -> list[Path]:
+    def _pictures(self, path: Path, row: Any) -> list[Place]:
         if not isinstance(row, dict):
             raise WrongFields
         names = row.get("image") or []
         names = names if isinstance(names, list) else [names]
-        return [self.picture(path, name, self.corpus) for name in names]
+        return [self.picture(path, name, self.root) for name in names]
 
 
 def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -72,8 +70,8 @@ def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def _items(turns: list[tuple[str, str]], pictures: Iterator[Path]) -> tuple[Text | Path, ...]:
-    items: list[Text | Path] = []
+def _items(turns: list[tuple[str, str]], pictures: Iterator[Place]) -> tuple[Text | Place, ...]:
+    items: list[Text | Place] = []
     for question, answer in turns:
         first, *parts = (part.strip() for part in question.split(MARKER))
         while parts and not first:  # markers before the question

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from data_pipelines.sources.base import Draft, Packed, Rejection, Source
+from data_pipelines.sources.base import WHOLE, Draft, Packed, Rejection, Source, Span
 from mm1.sample import Text
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -25,7 +25,7 @@ class CaptionTars(Source):
     stream = "captions"
     pattern = "captions/*.tar"
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
         members, whole = _members(path)
         for key, group in groupby(members, lambda member: _split(member.name)[0]):
             found = self._draft(f"{path.stem}:{key}", list(group))

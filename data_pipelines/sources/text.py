@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.sources.base import Draft, Rejection, Rows, Source, WrongFields
+from data_pipelines.sources.base import WHOLE, Draft, Rejection, Rows, Source, Span, WrongFields
 from mm1.sample import Text
 
 DOCUMENT_CHARACTERS = 8_000  # a book in one document would be on one side of the validation split
@@ -37,7 +37,7 @@ class PlainText(Source):
     stream = "text"
     pattern = "text/*.txt"
 
-    def read(self, path: Path) -> Iterator[Draft | Rejection]:
+    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
         gathered: list[str] = []
         start, characters = 1, 0
         for number, paragraph in _paragraphs(path):

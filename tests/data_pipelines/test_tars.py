@@ -32,7 +32,7 @@ def pair(raw: Path, number: int, **members: Any) -> dict[str, Any]:
 
 def read(corpus: Path) -> tuple[dict[str, bytes], list[str]]:
     """Pictures by caption, and reasons."""
-    found = list(CaptionTars(corpus).drafts())
+    found = list(CaptionTars(sorted(corpus.glob("captions/*.tar")), root=corpus).drafts())
     drafts = [one for one in found if isinstance(one, Draft)]
     pairs = {}
     for picture, caption in (draft.items for draft in drafts):

@@ -1,0 +1,103 @@
+"""The contract of a step: one document in, the same, another or a reason out. A new step is one class like these.
+
+A step sees one document and nothing else, so that any number of processes or machines may share the work. Only
+:class:`Alike` compares documents: it gives keys, and the engine brings documents with an equal key together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy
+import PIL.Image
+
+from data_pipelines.sources.base import Draft, Place, Rejection
+from mm1.data.fingerprint import Fingerprint, fingerprint
+from mm1.data.image import PictureError, decode
+
+
+class Pictures:
+    """The pictures of one document, each read and decoded at most once, whatever steps look at it."""
+
+    def __init__(self) -> None:
+        self._data: dict[int, bytes] = {}
+        self._pixels: dict[int, PIL.Image.Image] = {}
+
+    def data(self, place: Place) -> bytes:
+        """The bytes of its file.
+
+        Raises:
+            PictureError: It is missing or unreadable.
+        """
+        if id(place) not in self._data:
+            try:
+                self._data[id(place)] = place.read_bytes()
+            except FileNotFoundError:
+                raise PictureError("picture file is missing") from None
+            except OSError:
+                raise PictureError("picture file is not readable") from None
+        return self._data[id(place)]
+
+    def pixels(self, place: Place) -> PIL.Image.Image:
+        """The picture, RGB and upright.
+
+        Raises:
+            PictureError: It is missing, or does not decode.
+        """
+        if id(place) not in self._pixels:
+            self._pixels[id(place)] = decode(self.data(place))
+        return self._pixels[id(place)]
+
+    def fingerprint(self, place: Place) -> Fingerprint:
+        """What the picture is told by, whatever its file is called."""
+        return fingerprint(self.data(place), self.pixels(place))
+
+
+class Step(ABC):
+    """A function of one document. Constructor arguments are its settings; ``class_path`` in a pipeline names it.
+
+    Instances are copied to worker processes; what is expensive to load is loaded there, at the first document.
+    """
+
+    @abstractmethod
+    def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
+        """The document as it goes on, or why it does not.
+
+        Raises:
+            PictureError: A picture that the step has to see cannot be read; the engine then treats it as
+                :meth:`Draft.loose` says.
+        """
+
+
+class Alike(Step):
+    """Of documents that are alike the first stays. Documents are compared when they share a key."""
+
+    @abstractmethod
+    def keys(self, draft: Draft, pictures: Pictures) -> numpy.ndarray:
+        """uint64[K]; documents that are alike should share one of them, others rarely."""
+
+    @abstractmethod
+    def sketch(self, draft: Draft, pictures: Pictures) -> bytes:
+        """What :meth:`alike` needs to know of a document, of the same length for all."""
+
+    @abstractmethod
+    def alike(self, first: bytes, others: list[bytes]) -> numpy.ndarray:
+        """bool[N]: which of the others are like the first, all of which share a key with it."""
+
+    def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
+        """Leaves the document alone: which of them are lost is known when all have been seen."""
+        return draft
+
+
+def without(draft: Draft, places: Collection[Place], reason: str, *, fault: bool = False) -> Draft | Rejection:
+    """The document without some of its pictures, or a rejection if it makes no sense without them."""
+    gone = {id(place) for place in places}
+    items = tuple(item for item in draft.items if id(item) not in gone)
+    if not gone:
+        return draft
+    if not draft.loose or not draft.text.strip():
+        return Rejection(draft.id, reason, fault)
+    lost = tuple(Rejection(f"{draft.id} {place.name}", reason, fault) for place in places)
+    return replace(draft, items=items, lost=draft.lost + lost)
