@@ -9,9 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 import mm1
+from mm1.page import environment, write
 from mm1.study.chapters import chapter, findings, flops_note, headline, models, signed
 from mm1.study.compare import Side, sides
 from mm1.study.plots import count
@@ -42,7 +41,7 @@ def render(
     pairs = list(zip(both[0].runs, both[1].runs, strict=True))
     about = both[0].runs[0].about
     page = (
-        _environment()
+        environment("mm1.study", count, percent, signed, duration, interval, score, expected)
         .get_template("report.html")
         .render(
             title=title,
@@ -62,9 +61,7 @@ def render(
             started=about.get("started", ""),
         )
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
-    return path
+    return write(path, page)
 
 
 def compare(run_a: Path, run_b: Path, *, out: Path = Path("report.html")) -> None:
@@ -77,19 +74,6 @@ def compare(run_a: Path, run_b: Path, *, out: Path = Path("report.html")) -> Non
     """
     a, b = sides(run_a, run_b)
     print(render((a, b), out, title=f"{a.name} beside {b.name}").resolve())
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("mm1.study", "."),
-        autoescape=select_autoescape(),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    shown = (count, percent, signed, duration, interval, score, expected)
-    environment.filters.update({function.__name__: function for function in shown})
-    return environment
 
 
 def percent(share: float | None) -> str:
