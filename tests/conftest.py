@@ -16,7 +16,7 @@ import yaml
 from hypothesis import settings
 
 from mm1.data.encode import text_tokens
-from mm1.data.shards import ShardWriter
+from mm1.data.shards import FORMAT, ShardWriter
 from mm1.data.tokenizer import Tokenizer, train
 from mm1.runs import Run, write_json
 from mm1.sample import Image, Sample, Text
@@ -83,7 +83,7 @@ def write_corpus(folder: Path, **documents: int) -> Path:
         "image_px": IMAGE_PX,
     }
     settings |= {"resize": "squash", "interpolation": "bicubic", "keep_pictures": False}
-    manifest = {"format": 1, "tokenizer": tokenizer.fingerprint, **settings, "streams": streams}
+    manifest = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, **settings, "streams": streams}
     write_json(folder / "manifest.json", manifest)
     return folder
 

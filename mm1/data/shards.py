@@ -1,32 +1,34 @@
 """Shards: ordinary webdataset tars with an index beside each, so that sample i costs two or three ``os.pread``.
 
-    CORPUS/captions/train-000000.tar           000000000.0.jpg  000000000.json  000000001.0.jpg  ...
-    CORPUS/captions/train-000000.index.json    for each sample: text tokens, pictures, offset and size of each member
+    CORPUS/captions/train-000000.tar          000000000.0.jpg  000000000.json  000000001.0.jpg  ...
+    CORPUS/captions/train-000000.index.npz    lengths, checksums and places (mm1.data.index)
 
-The index lets packing know every document's length without opening a tar; the manifest names the shards and their
-checksums. The only address of webdataset.
+The index lets packing know every document's length without opening a tar, and tells a damaged sample from a whole one;
+the manifest names the shards with checksums of the files. Of a sample 16 bytes are held in memory; where its members
+stand is read from the index when it is asked for. The only address of webdataset.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import struct
 import tarfile
-from collections.abc import Mapping
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy
 
+from mm1.data.index import AGAIN, EXTENT_BYTES, FORMAT, index_path, read_index, write_index
 from mm1.errors import UserError
-from mm1.runs import read_object, write_json
+from mm1.runs import read_object
 from mm1.sample import Image, Sample, Text
 
-FORMAT = 1
-AGAIN = "write it again with mm1-data shards"
 DAMAGED = f"delete it, then {AGAIN}"  # a rerun does not look inside what has its size
-OPEN_FILES = 64
+OPEN_FILES = 64  # shards; each is two files
 
 
 def read_manifest(corpus: str | Path) -> dict[str, Any]:
@@ -42,33 +44,24 @@ def read_manifest(corpus: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def read_index(path: Path, shard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The samples of a shard, as the index beside it lists them.
+class Damaged(UserError):
+    """A sample that is not what was written.
 
     Args:
-        path: The tar.
-        shard: What the manifest records of it.
-
-    Raises:
-        UserError: The shard or its index is missing, of another format or cut short.
+        reason: Why, the same for all such samples, to be counted.
+        told: The sentence for the user.
     """
-    if not path.exists():
-        raise UserError(f"{path} is missing though the manifest names it: {AGAIN}")
-    if path.stat().st_size != shard["bytes"]:
-        raise UserError(
-            f"{path} has {path.stat().st_size} bytes, the manifest says {shard['bytes']}; it was cut short: {AGAIN}"
-        )
-    where = path.with_suffix(".index.json")
-    index = read_object(where, f"the index of {path.name}; {AGAIN}")
-    if index.get("format") != FORMAT:
-        raise UserError(f"{where} has format {index.get('format')}; this version reads format {FORMAT}: {AGAIN}")
-    if len(index.get("samples", ())) != shard["samples"]:
-        raise UserError(f"{where} does not list the {shard['samples']} samples that the manifest says: {AGAIN}")
-    return index["samples"]
+
+    def __init__(self, reason: str, told: str) -> None:
+        super().__init__(told)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[str, str]]:
+        return Damaged, (self.reason, str(self))
 
 
 class ShardSet:
-    """All samples of one split of one stream, by number. Cheap to copy into worker processes.
+    """All samples of one split of one stream, by number. Cheap to hand to forked worker processes.
 
     Args:
         corpus: Folder that ``mm1-data shards`` wrote.
@@ -88,56 +81,62 @@ class ShardSet:
             raise UserError(f"there is no split '{split}'; expected train or val")
         self.shards: list[dict[str, Any]] = streams[stream][split]["shards"]
         self.paths = [corpus / stream / shard["file"] for shard in self.shards]
-        self._open: dict[int, int] = {}
-        texts: list[int] = []
-        images: list[int] = []
-        places: list[int] = []
-        extents: list[list[int]] = []
-        for number, path in enumerate(self.paths):
-            for sample in read_index(path, self.shards[number]):
-                members = dict(sample["members"])
-                extents += [members.pop("json"), *members.values()]
-                texts.append(sample["text_tokens"])
-                images.append(sample["images"])
-                places.append(number)
-        self._texts, self._images, self._places = (numpy.array(v, dtype=numpy.int64) for v in (texts, images, places))
-        self._extents = numpy.array(extents, dtype=numpy.int64).reshape(-1, 2)
-        self._first = numpy.cumsum(self._images + 1) - (self._images + 1)
+        self._open: dict[int, tuple[int, int]] = {}  # descriptors of a shard and of its index
+        read = [read_index(path, shard) for path, shard in zip(self.paths, self.shards, strict=True)]
+        self._extents_at = [index.extents_at for index in read]
+        self._starts = numpy.cumsum([0, *(len(index.images) for index in read)])
+        none = numpy.zeros(0, numpy.int32)
+        self.text_tokens = numpy.concatenate([none, *(index.text_tokens for index in read)])
+        self.images = numpy.concatenate([none, *(index.images for index in read)])
+        self._crc32 = numpy.concatenate([none.astype(numpy.uint32), *(index.crc32 for index in read)])
+        firsts = [numpy.cumsum(index.images + 1, dtype=numpy.int32) - (index.images + 1) for index in read]
+        self._first = numpy.concatenate([none, *firsts])  # of a sample's members within its shard
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.images)
 
     def sizes(self, i: int) -> tuple[int, int]:
         """Text tokens (begin and end among them) and pictures of sample ``i``; positions are text + pictures x N."""
-        return int(self._texts[i]), int(self._images[i])
+        return int(self.text_tokens[i]), int(self.images[i])
 
     def path(self, i: int) -> Path:
         """The tar that sample ``i`` is in."""
-        return self.paths[self._places[i]]
+        return self.paths[self._shard(i)]
 
     def __getitem__(self, i: int) -> Sample:
+        """Sample ``i``.
+
+        Raises:
+            Damaged: It is not what was written.
+        """
         if not 0 <= i < len(self):
             raise IndexError(i)
-        first = self._first[i]
-        document, *pictures = (
-            self._read(int(self._places[i]), int(offset), int(size))
-            for offset, size in self._extents[first : first + self._images[i] + 1]
-        )
-        try:
-            return _sample(json.loads(document), pictures)
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise UserError(f"sample {i} of {self.path(i)} is damaged ({why:.80}): {DAMAGED}") from None
+        members = self._read(i)
+        if zlib.crc32(b"".join(members)) != self._crc32[i]:
+            raise Damaged("checksum differs", f"sample {i} of {self.path(i)} is damaged (checksum differs): {DAMAGED}")
+        return _sample(json.loads(members[0]), members[1:])
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+    def _read(self, i: int) -> list[bytes]:
+        shard = self._shard(i)
+        tar, index = self._descriptors(shard)
+        place = self._extents_at[shard] + EXTENT_BYTES * int(self._first[i])
+        extents = os.pread(index, EXTENT_BYTES * (1 + int(self.images[i])), place)
+        places = list(struct.iter_unpack("<qq", extents))
+        members = [os.pread(tar, size, at) for at, size in places]
+        if len(members) <= self.images[i] or any(len(m) != size for m, (_, size) in zip(members, places, strict=True)):
+            raise Damaged("shard is cut short", f"{self.paths[shard]} ends inside a sample; it was cut short: {AGAIN}")
+        return members
+
+    def _shard(self, i: int) -> int:
+        return int(numpy.searchsorted(self._starts, i, "right")) - 1
+
+    def _descriptors(self, shard: int) -> tuple[int, int]:
         if shard not in self._open:
             while len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[shard] = os.open(self.paths[shard], os.O_RDONLY)
-        data = os.pread(self._open[shard], size, offset)
-        if len(data) != size:
-            raise UserError(f"{self.paths[shard]} ends inside a sample; it was cut short: {AGAIN}")
-        return data
+                _close(self._open.pop(next(iter(self._open))))
+            tar = os.open(self.paths[shard], os.O_RDONLY)
+            self._open[shard] = tar, os.open(index_path(self.paths[shard]), os.O_RDONLY)
+        return self._open[shard]
 
     def verify(self) -> None:
         """Read every shard and compare checksums.
@@ -155,8 +154,13 @@ class ShardSet:
         return {**self.__dict__, "_open": {}}
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
-            os.close(descriptor)
+        for descriptors in getattr(self, "_open", {}).values():
+            _close(descriptors)
+
+
+def _close(descriptors: tuple[int, int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class ShardWriter:
@@ -165,15 +169,18 @@ class ShardWriter:
     Args:
         folder: ``CORPUS/<stream>``.
         split: ``train`` or ``val``.
+        part: Of a corpus written in parts, the number of this one: its shards are ``train-000003.tar``,
+            ``train-000003-01.tar``, ... and its keys begin with it. Without, they are ``train-000000.tar``,
+            ``train-000001.tar``, ...
         shard_bytes: A shard is closed once it is this large.
 
     Use as a context; ``shards`` then lists what the manifest records: file, samples, bytes, sha256.
     """
 
-    def __init__(self, folder: Path, split: str, *, shard_bytes: int = 256_000_000) -> None:
-        self.folder, self.split, self.shard_bytes = folder, split, shard_bytes
+    def __init__(self, folder: Path, split: str, *, part: int | None = None, shard_bytes: int = 256_000_000) -> None:
+        self.folder, self.split, self.part, self.shard_bytes = folder, split, part, shard_bytes
         self.shards: list[dict[str, Any]] = []
-        self._sizes: list[tuple[int, int]] = []
+        self._rows: list[tuple[int, int, int]] = []  # text tokens, pictures, crc32
         self._tar: Any = None
         self._key = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,59 +190,64 @@ class ShardWriter:
         import webdataset  # costs a second that readers need not pay
 
         if self._tar is None:
-            self._path = self.folder / f"{self.split}-{len(self.shards):06d}.tar"
+            self._path = self.folder / self._name()
             self._file = self._path.with_suffix(".tar.tmp").open("wb")
             self._tar = webdataset.TarWriter(self._file, mtime=0)
-        self._tar.write({"__key__": f"{self._key:09d}", **_members(sample)})
+        document, pictures = _members(sample)
+        key = f"{self._key:09d}" if self.part is None else f"{self.part:06d}-{self._key:09d}"
+        self._tar.write({"__key__": key, **pictures, "json": document})
         self._key += 1
-        self._sizes.append((text_tokens, sample.images))
+        self._rows.append((text_tokens, sample.images, zlib.crc32(b"".join([document, *pictures.values()]))))
         if self._file.tell() >= self.shard_bytes:
             self._finish()
 
+    def _name(self) -> str:
+        number = len(self.shards)
+        if self.part is None:
+            return f"{self.split}-{number:06d}.tar"
+        return f"{self.split}-{self.part:06d}{f'-{number:02d}' if number else ''}.tar"
+
     def _finish(self) -> None:
         self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
         temporary = Path(self._file.name)
-        samples = [
-            {"key": key, "text_tokens": text, "images": images, "members": members}
-            for (key, members), (text, images) in zip(_offsets(temporary).items(), self._sizes, strict=True)
-        ]
-        shard = {
-            "file": self._path.name,
-            "samples": len(samples),
-            "bytes": temporary.stat().st_size,
-            "sha256": _sha256(temporary),
-        }
-        write_json(self._path.with_suffix(".index.json"), {"format": FORMAT, **shard, "samples": samples})
+        text_tokens, images, crc32 = zip(*self._rows, strict=True)
+        write_index(self._path, text_tokens=text_tokens, images=images, crc32=crc32, extents=_extents(temporary))
+        size, digest = temporary.stat().st_size, _sha256(temporary)
         os.replace(temporary, self._path)
-        self.shards.append(shard)
-        self._tar, self._sizes = None, []
+        self.shards.append({"file": self._path.name, "samples": len(images), "bytes": size, "sha256": digest})
+        self._tar, self._rows = None, []
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
-        if self._tar is not None and failed is None:
-            self._finish()
-        elif self._tar is not None:
-            self._tar.close()
-            self._file.close()
-            Path(self._file.name).unlink()
+        try:
+            if self._tar is not None and failed is None:
+                self._finish()
+        finally:
+            if self._tar is not None:  # no half shard stays behind
+                with contextlib.suppress(OSError):  # of a full disk
+                    self._tar.close()
+                    self._file.close()
+                Path(self._file.name).unlink(missing_ok=True)
 
 
-def _members(sample: Sample) -> dict[str, Any]:
+def _members(sample: Sample) -> tuple[bytes, dict[str, bytes]]:
     items: list[dict[str, Any]] = []
-    members: dict[str, Any] = {}
+    pictures: dict[str, bytes] = {}
     for item in sample.items:
         if isinstance(item, Image):
-            name = f"{len(members)}.{_extension(item.data)}"
-            members[name] = item.data
+            name = f"{len(pictures)}.{_extension(item.data)}"
+            pictures[name] = item.data
             items.append({"image": name})
         else:
             spaced = {"after_space": True} if item.after_space else {}
             items.append({"text": item.text, "learn": item.learn, "end": item.end, **spaced})
     document = {"id": sample.id, "source": sample.source, "items": items}
-    return {**members, "json": json.dumps(document, ensure_ascii=False).encode()}
+    return json.dumps(document, ensure_ascii=False).encode(), pictures
 
 
 def _sample(document: dict[str, Any], pictures: list[bytes]) -> Sample:
@@ -250,18 +262,15 @@ def _extension(data: bytes) -> str:
     return "webp" if data[8:12] == b"WEBP" else "jpg"
 
 
-def _offsets(path: Path) -> dict[str, dict[str, list[int]]]:
-    """For each key of a tar, offset and size of its members: json first, then the pictures by number."""
-    found: dict[str, dict[str, list[int]]] = {}
+def _extents(path: Path) -> list[tuple[int, int]]:
+    """Offset and size of every member of a tar, sample by sample: json first, then the pictures by number."""
+    found: dict[str, dict[int, tuple[int, int]]] = {}
     with tarfile.open(path) as tar:
         for member in tar:
             key, name = member.name.split(".", 1)
-            found.setdefault(key, {})[name] = [member.offset_data, member.size]
-
-    def order(name: str) -> int:
-        return -1 if name == "json" else int(name.split(".")[0])
-
-    return {key: {name: members[name] for name in sorted(members, key=order)} for key, members in found.items()}
+            number = -1 if name == "json" else int(name.split(".")[0])
+            found.setdefault(key, {})[number] = (member.offset_data, member.size)
+    return [members[number] for members in found.values() for number in sorted(members)]
 
 
 def _sha256(path: Path) -> str:

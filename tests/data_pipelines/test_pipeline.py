@@ -205,7 +205,7 @@ def test_a_changed_input_rebuilds_its_stream_alone(raw: Path, out: Path, writers
     manifest = build(raw, out, SMALL)
     assert manifest["streams"]["text"]["train"]["documents"] + manifest["streams"]["text"]["val"]["documents"] == 26
     after = files(out)
-    assert {name for name in before if before[name] != after[name]} <= {"manifest.json"} | {
+    assert {name for name in before if before[name] != after.get(name)} <= {"manifest.json"} | {
         name for name in before if name.startswith("text/")
     }
     assert before["captions/train-000000.tar"] == after["captions/train-000000.tar"]
@@ -236,7 +236,7 @@ def test_streams_that_were_done_stay_done_when_a_later_build_is_stopped(raw: Pat
     assert files(out)["captions/train-000000.tar"] == before["captions/train-000000.tar"]
 
 
-@pytest.mark.parametrize("damage", ["train-000000.tar", "train-000000.index.json", "val-000000.index.json"])
+@pytest.mark.parametrize("damage", ["train-000000.tar", "train-000000.index.npz", "val-000000.index.npz"])
 def test_what_was_cut_short_is_written_again(raw: Path, out: Path, damage: str) -> None:
     build(raw, out, SMALL)
     before = files(out)

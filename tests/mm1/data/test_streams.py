@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,8 +182,9 @@ def test_a_workers_error_is_still_one_sentence(recipe: Recipe, make_corpus, tmp_
     broken = tmp_path / "corpus"
     shutil.copytree(recipe.corpus, broken)
     shutil.copy(make_corpus(captions=3, text=90) / "tokenizer.model", broken)
-    index = broken / "text" / "train-000000.index.json"
-    index.write_text(index.read_text().replace('"text_tokens": ', '"text_tokens": 1'))
+    index = broken / "text" / "train-000000.index.npz"
+    with np.load(index) as arrays:
+        np.savez(index, **{**arrays, "text_tokens": arrays["text_tokens"] + 100})
     with pytest.raises(UserError, match=r"^document \S+ has \d+ positions") as error:
         steps(replace(recipe, corpus=broken, row_tokens=400), 1, workers=1)
     assert "\n" not in str(error.value)
@@ -194,9 +196,7 @@ def test_a_damaged_picture_is_named_in_training_and_validation(recipe: Recipe, t
     shutil.copytree(recipe.corpus, broken.corpus)
     for path in broken.corpus.glob("captions/*.tar"):
         path.write_bytes(path.read_bytes().replace(b"IHDR", b"IHDX"))
-    told = (
-        r"^document captions/\d+ in .*corpus/captions/{}-000000\.tar is damaged \(picture does not decode\): delete it"
-    )
+    told = r"^sample \d+ of .*corpus/captions/{}-000000\.tar is damaged \(checksum differs\): delete it"
     with pytest.raises(UserError, match=told.format("train")):
         steps(broken, 1, workers=workers)
     with pytest.raises(UserError, match=told.format("val")):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -128,9 +128,10 @@ def test_a_validation_document_longer_than_a_row_is_refused(corpus: Path, tmp_pa
     shutil.copytree(corpus, tmp_path / "corpus")
     manifest = read_manifest(tmp_path / "corpus")
     index = tmp_path / "corpus" / "text" / Path(manifest["streams"]["text"]["val"]["shards"][0]["file"]).stem
-    listed = json.loads(index.with_suffix(".index.json").read_text())
-    listed["samples"][0]["text_tokens"] = 500
-    index.with_suffix(".index.json").write_text(json.dumps(listed))
+    with np.load(index.with_suffix(".index.npz")) as arrays:
+        listed = dict(arrays)
+    listed["text_tokens"][0] = 500
+    np.savez(index.with_suffix(".index.npz"), **listed)
     with pytest.raises(UserError, match=r"'text' has a document of 500 positions, rows have data\.row_tokens = 96"):
         fit(tmp_path / "run", run_config(tmp_path / "corpus"))
 
