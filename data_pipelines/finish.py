@@ -11,9 +11,10 @@ import PIL.Image
 
 from data_pipelines.cut import Limits, cut
 from data_pipelines.sources import Draft, Place, Rejection
+from data_pipelines.steps import Pictures
 from mm1.data.encode import text_tokens
-from mm1.data.fingerprint import Fingerprint, Known, fingerprint
-from mm1.data.image import PictureError, decode, scale
+from mm1.data.fingerprint import Fingerprint, Known
+from mm1.data.image import PictureError, scale
 from mm1.data.tokenizer import Tokenizer
 from mm1.sample import Image, Sample, Text
 
@@ -56,29 +57,30 @@ class Finish:
     interpolation: Literal["bicubic", "bilinear"]
     scored: Known
 
-    def __call__(self, draft: Draft | Rejection) -> Finished:
+    def __call__(self, draft: Draft | Rejection, pictures: Pictures) -> Finished:
         if isinstance(draft, Rejection):
             return Finished("", [], [draft])
         items: list[Text | Image] = []
-        rejections: list[Rejection] = []
+        rejections = list(draft.lost)
+        broken = False
         for item in draft.items:
             if isinstance(item, Text):
                 items.append(item)
                 continue
             try:
-                items.append(Image(self._picture(item)))
+                items.append(Image(self._picture(item, pictures)))
             except _Scored:
                 return Finished(draft.group, [], [Rejection(draft.id, "picture is scored", fault=False)])
             except PictureError as error:
                 rejections.append(Rejection(f"{draft.id} {item.name}", str(error)))
-        if rejections and not (draft.loose and any(isinstance(item, Text) for item in items)):
+                broken = True
+        if broken and not (draft.loose and any(isinstance(item, Text) for item in items)):
             return Finished(draft.group, [], rejections)
         return self._cut(Sample(tuple(items), draft.source, draft.id), draft.group, rejections)
 
-    def _picture(self, place: Place) -> bytes:
-        data = read_picture(place)
-        picture = decode(data)
-        if len(self.scored) and fingerprint(data, picture) in self.scored:
+    def _picture(self, place: Place, pictures: Pictures) -> bytes:
+        data, picture = pictures.data(place), pictures.pixels(place)
+        if len(self.scored) and pictures.fingerprint(place) in self.scored:
             raise _Scored
         if self.image_px is None:
             return data
@@ -99,25 +101,10 @@ class _Scored(Exception):
     """The picture stands in a scored set."""
 
 
-def read_picture(place: Place) -> bytes:
-    """The picture's bytes.
-
-    Raises:
-        PictureError: Its file is missing or unreadable.
-    """
-    try:
-        return place.read_bytes()
-    except FileNotFoundError:
-        raise PictureError("picture file is missing") from None
-    except OSError:
-        raise PictureError("picture file is not readable") from None
-
-
 def scored_print(path: Path) -> Fingerprint | Rejection:
     """Fingerprint of a scored picture, or why there is none."""
     try:
-        data = read_picture(path)
-        return fingerprint(data, decode(data))
+        return Pictures().fingerprint(path)
     except PictureError as error:
         return Rejection(str(path), str(error))
 

@@ -22,13 +22,14 @@ CHUNK = 32
 _function: Any = None
 
 
-def ordered(function: Callable[[In], Out], values: Iterable[In], workers: int) -> Iterator[Out]:
+def ordered(function: Callable[[In], Out], values: Iterable[In], workers: int, chunk: int = CHUNK) -> Iterator[Out]:
     """``map(function, values)`` in ``workers`` processes, a bounded number of values ahead.
 
     Args:
         function: Copied to each process once, so it may carry large tables.
         values: Read as they are needed.
         workers: Processes; 1 works in this one.
+        chunk: Values that go to a process at a time.
 
     Raises:
         UserError: A process was killed from outside, which is nearly always for memory.
@@ -40,8 +41,8 @@ def ordered(function: Callable[[In], Out], values: Iterable[In], workers: int) -
     pending: deque[Future[list[Out]]] = deque()
     with ProcessPoolExecutor(workers, initializer=_keep, initargs=(function,)) as pool:
         try:
-            while chunk := list(itertools.islice(values, CHUNK)):
-                pending.append(pool.submit(_run, chunk))
+            while together := list(itertools.islice(values, chunk)):
+                pending.append(pool.submit(_run, together))
                 if len(pending) > 3 * workers:
                     yield from pending.popleft().result()
             while pending:

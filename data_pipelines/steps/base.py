@@ -6,16 +6,21 @@ A step sees one document and nothing else, so that any number of processes or ma
 
 from __future__ import annotations
 
+import io
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import replace
 
 import numpy
+import PIL.ExifTags
 import PIL.Image
 
 from data_pipelines.sources.base import Draft, Place, Rejection
 from mm1.data.fingerprint import Fingerprint, fingerprint
 from mm1.data.image import PictureError, decode
+
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF's orientations that trade width and height
 
 
 class Pictures:
@@ -50,6 +55,23 @@ class Pictures:
             self._pixels[id(place)] = decode(self.data(place))
         return self._pixels[id(place)]
 
+    def size(self, place: Place) -> tuple[int, int]:
+        """Width and height of the upright picture, from the head of its file: nothing is decoded for it.
+
+        Raises:
+            PictureError: It is missing, or its head is none of a picture.
+        """
+        if id(place) in self._pixels:
+            return self._pixels[id(place)].size
+        try:
+            with warnings.catch_warnings(action="ignore"), PIL.Image.open(io.BytesIO(self.data(place))) as picture:
+                turned = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) in QUARTER_TURNS
+                return picture.size[::-1] if turned else picture.size
+        except PictureError:
+            raise
+        except Exception:  # as in mm1.data.image.decode: PIL's plugins raise whatever a broken file makes them raise
+            raise PictureError("picture does not decode") from None
+
     def fingerprint(self, place: Place) -> Fingerprint:
         """What the picture is told by, whatever its file is called."""
         return fingerprint(self.data(place), self.pixels(place))
@@ -71,8 +93,38 @@ class Step(ABC):
         """
 
 
+class EachPicture(Step):
+    """Looks at every picture by itself; :func:`without` says what becomes of the document when one is refused."""
+
+    @abstractmethod
+    def refuse(self, place: Place, pictures: Pictures) -> str:
+        """The reason to leave this picture out, the same for all such pictures; empty to keep it.
+
+        Raises:
+            PictureError: It cannot be read, and is left out for that.
+        """
+
+    def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
+        for place in draft.pictures:
+            try:
+                reason, fault = self.refuse(place, pictures), False
+            except PictureError as error:
+                reason, fault = str(error), True
+            kept = without(draft, [place] if reason else [], reason, fault=fault)
+            if isinstance(kept, Rejection):
+                return kept
+            draft = kept
+        return draft
+
+
 class Alike(Step):
-    """Of documents that are alike the first stays. Documents are compared when they share a key."""
+    """Of documents that are alike the first stays. Documents are compared when they share a key.
+
+    Attributes:
+        keys_per_document: About how many keys a document gives.
+    """
+
+    keys_per_document: int = 1
 
     @abstractmethod
     def keys(self, draft: Draft, pictures: Pictures) -> numpy.ndarray:

@@ -208,7 +208,7 @@ def test_a_changed_input_rebuilds_its_stream_alone(raw: Path, out: Path, writers
     assert {name for name in before if before[name] != after.get(name)} <= {"manifest.json"} | {
         name for name in before if name.startswith("text/")
     }
-    assert before["captions/train-000000.tar"] == after["captions/train-000000.tar"]
+    assert before["captions/train-000001.tar"] == after["captions/train-000001.tar"]
 
 
 def test_a_build_that_was_stopped_goes_on_with_the_next_stream(raw: Path, out: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_build_that_was_stopped_goes_on_with_the_next_stream(raw: Path, out: P
     (raw / "turns.json").rename(raw / "sft/turns.json")
     manifest = build(raw, out, SMALL, strict=True)
     assert set(manifest["streams"]) == {"captions", "interleaved", "text", "sft"}
-    assert files(out)["captions/train-000000.tar"] == before["captions/train-000000.tar"]
+    assert files(out)["captions/train-000001.tar"] == before["captions/train-000001.tar"]
 
 
 def test_streams_that_were_done_stay_done_when_a_later_build_is_stopped(raw: Path, out: Path) -> None:
@@ -233,10 +233,10 @@ def test_streams_that_were_done_stay_done_when_a_later_build_is_stopped(raw: Pat
     assert not (out / "manifest.json").exists()
     (raw / "interleaved/docs.jsonl").unlink()
     build(raw, out, SMALL, strict=True)
-    assert files(out)["captions/train-000000.tar"] == before["captions/train-000000.tar"]
+    assert files(out)["captions/train-000001.tar"] == before["captions/train-000001.tar"]
 
 
-@pytest.mark.parametrize("damage", ["train-000000.tar", "train-000000.index.npz", "val-000000.index.npz"])
+@pytest.mark.parametrize("damage", ["train-000001.tar", "train-000001.index.npz", "val-000001.index.npz"])
 def test_what_was_cut_short_is_written_again(raw: Path, out: Path, damage: str) -> None:
     build(raw, out, SMALL)
     before = files(out)
