@@ -182,7 +182,7 @@ class Walk:
                 if isinstance(draft, Rejection):
                     break
                 tally.steps[at]["in"] += 1
-                draft = Rejection(draft.id, ALIKE, fault=False) if number in lost[at] else _taken(step, draft, pictures)
+                draft = Rejection(draft.id, ALIKE, fault=False) if number in lost[at] else taken(step, draft, pictures)
                 tally.steps[at]["out"] += isinstance(draft, Draft)
             if strict and isinstance(draft, Rejection) and draft.fault:
                 raise fault(draft)
@@ -192,7 +192,7 @@ class Walk:
 ALIKE = "like an earlier document"
 
 
-def _taken(step: Step, draft: Draft, pictures: Pictures) -> Draft | Rejection:
+def taken(step: Step, draft: Draft, pictures: Pictures) -> Draft | Rejection:
     """What a step says; where it meets a picture that cannot be read, what it says of the document without that one."""
     try:
         return step(draft, pictures)
