@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from data_pipelines.places import Remote, address_of, expand, local
+from data_pipelines.sources.lines import Damage, json_value, lines, starts, stem
 from mm1.sample import Text
 
 HELD_OUT = ("_dev", "_val", "_test")
@@ -183,7 +183,7 @@ class Source(ABC):
     def drafts_in(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
         """The documents of a stretch; those of files held out by their name as rejections."""
         for draft in self.read(path, span):
-            if path.stem.endswith(HELD_OUT):
+            if stem(path).endswith(HELD_OUT):
                 yield Rejection(draft.id, "file held out by its name", fault=False)
             elif isinstance(draft, Draft) and not all(unicode(i.text) for i in draft.items if isinstance(i, Text)):
                 yield Rejection(draft.id, "text is not Unicode")
@@ -226,6 +226,7 @@ def unicode(text: str) -> bool:
 
 
 WRONG_FIELDS = "wrong fields"
+NO_OBJECT = Damage("line is no JSON object")
 
 
 class WrongFields(ValueError):
@@ -236,13 +237,13 @@ class Rows(Source):
     """A kind of file with a JSON object a line."""
 
     def spans(self, path: Path, rows: int) -> list[Span]:
-        """Blocks of so many lines."""
+        """Blocks of so many lines; the whole of a file that is packed."""
         return line_spans(path, rows)
 
     def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
-        for place, row in json_lines(path, span):
-            if row is None:
-                yield Rejection(place, "line is no JSON object")
+        for place, row in json_rows(path, span):
+            if isinstance(row, Damage):
+                yield Rejection(place, row.reason)
                 continue
             try:
                 yield from self.documents(path, place, row)
@@ -259,35 +260,28 @@ class Rows(Source):
 
 
 def line_spans(path: Path, rows: int) -> list[Span]:
-    """Blocks of ``rows`` lines of a file."""
-    starts, at = [(0, 0)], 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            at += len(line)
-            if number % rows == 0:
-                starts.append((at, number))
-    if len(starts) > 1 and starts[-1][0] == at:
-        starts.pop()
-    stops = [start for start, _ in starts[1:]]
-    return [Span(start, stop, number) for (start, number), stop in zip(starts, [*stops, None], strict=True)]
+    """Blocks of ``rows`` lines of a file; the whole of one that is packed."""
+    found = starts(path, rows)
+    stops = [start for start, _ in found[1:]]
+    return [Span(start, stop, number) for (start, number), stop in zip(found, [*stops, None], strict=True)]
+
+
+def json_rows(path: Path, span: Span = WHOLE) -> Iterator[tuple[str, dict[str, Any] | Damage]]:
+    """Place and value of each line that is not blank, or why it has none. The file may be packed."""
+    for line in lines(path, span.start, span.stop, span.number):
+        if isinstance(line.data, Damage) or line.data.strip():
+            yield f"{stem(path)}:{line.number}", line.data if isinstance(line.data, Damage) else _object(line.data)
 
 
 def json_lines(path: Path, span: Span = WHOLE) -> Iterator[tuple[str, Any]]:
-    """Place and value of each line that is not blank; a line that is no JSON object comes as None."""
-    with path.open("rb") as lines:
-        lines.seek(span.start)
-        at = span.start
-        for number, line in enumerate(lines, start=span.number + 1):
-            if span.stop is not None and at >= span.stop:
-                return
-            at += len(line)
-            if line.strip():
-                yield f"{path.stem}:{number}", _object(line)
+    """The same with None for a line that is no JSON object."""
+    for place, row in json_rows(path, span):
+        yield place, row if isinstance(row, dict) else None
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(line: bytes) -> dict[str, Any] | Damage:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        value = json_value(line)
+    except ValueError:
+        return NO_OBJECT
+    return value if isinstance(value, dict) else NO_OBJECT
