@@ -27,6 +27,8 @@ ADDRESSES = {
     "transformers": ["mm1/interop/"],
     "gguf": ["mm1/interop/gguf_file.py"],
     "onnx": ["mm1/interop/"],
+    "fsspec": ["data_pipelines/cache.py"],
+    "pyarrow": ["data_pipelines/sources/parquet.py"],
     "matplotlib": ["mm1/study/"],
 }
 
