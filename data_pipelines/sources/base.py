@@ -203,7 +203,10 @@ class Source(ABC):
         if not isinstance(name, str) or not name or "\0" in name or not unicode(name):
             raise WrongFields
         if remote := address_of(file):
-            return remote.beside(name)
+            try:
+                return remote.beside(name)
+            except ValueError:
+                raise WrongFields from None
         path = Path(os.path.normpath((base or file.parent) / name))
         if not path.is_relative_to(self.root or file.parent):
             raise WrongFields
