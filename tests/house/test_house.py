@@ -28,7 +28,7 @@ ADDRESSES = {
     "gguf": ["mm1/interop/gguf_file.py"],
     "onnx": ["mm1/interop/"],
     "fsspec": ["data_pipelines/cache.py"],
-    "pyarrow": ["data_pipelines/sources/parquet.py"],
+    "pyarrow": ["data_pipelines/sources/", "data_pipelines/sniff.py"],
     "matplotlib": ["mm1/study/"],
 }
 

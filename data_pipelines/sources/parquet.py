@@ -1,0 +1,73 @@
+"""Rows of Apache Parquet files, a row group after the other: the only file here that imports pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from data_pipelines.sources.lines import CUT, Damage
+
+MAGIC = b"PAR1"
+BATCH_ROWS = 64  # held at once; rows with pictures in them are some megabytes each
+NO_UTF8 = Damage("text is not UTF-8")
+FAULTS = (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryError)
+
+
+def groups(path: Path, rows: int) -> list[tuple[int, int]]:
+    """Number of a row group, and of the rows before it, for stretches of ``rows`` rows or a row group, if that is more."""
+    try:
+        with _opened(path) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    except FAULTS:
+        return [(0, 0)]  # reading tells what is wrong
+    found, before, last = [(0, 0)], 0, 0
+    for group, size in enumerate(sizes):
+        if before - last >= rows:
+            found.append((group, before))
+            last = before
+        before += size
+    return found
+
+
+def parquet_rows(
+    path: Path, start: int = 0, stop: int | None = None, number: int = 0
+) -> Iterator[tuple[int, dict[str, Any] | Damage]]:
+    """Number and columns of the rows of the groups ``start`` to before ``stop``, and what was wrong with them.
+
+    Args:
+        path: The file.
+        start: The first row group.
+        stop: The first that is not wanted any more.
+        number: How many rows stand before.
+    """
+    try:
+        with _opened(path) as file:
+            last = file.metadata.num_row_groups if stop is None else min(stop, file.metadata.num_row_groups)
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=list(range(start, last))):
+                for row in _rows(batch):
+                    number += 1
+                    yield number, row
+    except FAULTS:
+        yield number + 1, Damage(CUT)
+
+
+def _opened(path: Path) -> pyarrow.parquet.ParquetFile:
+    return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+
+
+def _rows(batch: pyarrow.RecordBatch) -> list[dict[str, Any] | Damage]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _row(batch: pyarrow.RecordBatch) -> dict[str, Any] | Damage:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return NO_UTF8
