@@ -1,4 +1,4 @@
-"""The door ``mm1-data``: scenes, tokenizer, shards, describe."""
+"""The door ``mm1-data``: from raw files to shards, and looks at both."""
 
 from __future__ import annotations
 
@@ -101,6 +101,35 @@ def shards(
     print(table(build(data, out, settings, strict=strict, workers=workers or min(os.cpu_count() or 1, 8))))
 
 
+def run(
+    pipeline: Path,
+    *,
+    out: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    workers: int = 0,
+    strict: bool = False,
+) -> None:
+    """Write the shards that a pipeline's YAML describes: files of any public format, steps, settings (docs/data.md).
+
+    Args:
+        pipeline: The YAML.
+        out: Corpus folder, with its tokenizer; by default the one that the YAML names.
+        engine: Processes of this machine, or the Ray cluster that RAY_ADDRESS names.
+        workers: Processes; 0 takes one per core, at most 8, and with Ray as many as it gives.
+        strict: Stop at the first thing that is broken instead of counting it.
+    """
+    from data_pipelines.describe import describe as table
+    from data_pipelines.engines import Local, Ray
+    from data_pipelines.pipeline_file import read_pipeline
+
+    made, named = read_pipeline(pipeline)
+    made.strict = made.strict or strict
+    if (folder := out or named) is None:
+        raise UserError(f"{pipeline} names no out and --out is not given; expected the corpus folder in one of them")
+    work = Ray(workers) if engine == "ray" else Local(workers or min(os.cpu_count() or 1, 8))
+    print(table(made.run(folder, work)))
+
+
 def describe(corpus: Path) -> None:
     """Print what a corpus holds: documents, pieces, pictures, tokens, cuts, and what was left out and why.
 
@@ -113,7 +142,13 @@ def describe(corpus: Path) -> None:
     print(table(read_manifest(corpus)))
 
 
-COMMANDS: dict[str, Any] = {"scenes": scenes, "tokenizer": tokenizer, "shards": shards, "describe": describe}
+COMMANDS: dict[str, Any] = {
+    "scenes": scenes,
+    "tokenizer": tokenizer,
+    "shards": shards,
+    "run": run,
+    "describe": describe,
+}
 SWITCHES = ("--strict", "--keep_pictures")
 
 

@@ -30,6 +30,7 @@ ADDRESSES = {
     "fsspec": ["data_pipelines/cache.py"],
     "pyarrow": ["data_pipelines/sources/", "data_pipelines/sniff.py"],
     "matplotlib": ["mm1/study/"],
+    "ray": ["data_pipelines/engines.py"],
 }
 
 
