@@ -60,6 +60,8 @@ def shards(
     also: tuple[Literal["vqa", "fewshot"], ...] = (),
     val_share: float = 0.02,
     shard_bytes: int = 256_000_000,
+    cut: Literal["sentences", "words", "items", "never"] = "sentences",
+    part_rows: int = 2048,
     strict: bool = False,
     workers: int = 0,
 ) -> None:
@@ -79,6 +81,8 @@ def shards(
         also: Streams to write beside the usual ones: vqa (answered questions), fewshot (runs of pictures with texts).
         val_share: Share of each stream's documents held out for validation.
         shard_bytes: Size at which a shard is closed.
+        cut: Where a document that is longer than a row may be cut; words fills rows to the end.
+        part_rows: Rows of a raw file that are one unit of work and have shards of their own.
         strict: Stop at the first thing that is broken instead of counting it.
         workers: Processes; 0 takes one per core, at most 8.
     """
@@ -97,6 +101,8 @@ def shards(
         also=also,
         val_share=val_share,
         shard_bytes=shard_bytes,
+        cut=cut,
+        part_rows=part_rows,
     )
     print(table(build(data, out, settings, strict=strict, workers=workers or min(os.cpu_count() or 1, 8))))
 
@@ -130,6 +136,28 @@ def run(
     print(table(made.run(folder, work)))
 
 
+def validate(
+    path: Path,
+    *,
+    rows: int | None = None,
+    format: str | None = None,
+    pipeline: Path | None = None,
+    write: Path | None = None,
+) -> None:
+    """Look at files before anything is written: their format, what is wrong with them, how to train on them.
+
+    Args:
+        path: A file or a folder of raw data, a finished corpus, or a pipeline's YAML, whose inputs are looked at.
+        rows: Most rows to read of each format; all if it is not given.
+        format: A reader such as Captions, to read the files by instead of what their content tells.
+        pipeline: A pipeline's YAML; tells how many documents survive each of its steps.
+        write: Where to write a pipeline's YAML that reads these files.
+    """
+    from data_pipelines.validate import validate as report
+
+    print(report(path, rows=rows, reader=format, pipeline=pipeline, write=write))
+
+
 def describe(corpus: Path) -> None:
     """Print what a corpus holds: documents, pieces, pictures, tokens, cuts, and what was left out and why.
 
@@ -147,6 +175,7 @@ COMMANDS: dict[str, Any] = {
     "tokenizer": tokenizer,
     "shards": shards,
     "run": run,
+    "validate": validate,
     "describe": describe,
 }
 SWITCHES = ("--strict", "--keep_pictures")

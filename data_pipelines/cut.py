@@ -14,11 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mm1.data.tokenizer import Tokenizer
 from mm1.sample import Image, Text
 
 Items = tuple[Text | Image, ...]
+How = Literal["sentences", "words", "items", "never"]
 
 SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)\]]*\s+|[。！？]\s*|\n\s*|\Z)", re.DOTALL)
 WORD = re.compile(r"\S+\s*")
@@ -33,11 +35,15 @@ class Limits:
         row_tokens: Positions of a row.
         images_per_row: Pictures of a row.
         tokens_per_image: Positions of a picture.
+        cut: Where a longer document may be cut: between sentences (and words where a sentence alone is longer),
+            between words, which fills rows to the end, between items alone, or nowhere. A conversation is cut between
+            turns, if anywhere.
     """
 
     row_tokens: int
     images_per_row: int
     tokens_per_image: int
+    cut: How = "sentences"
 
 
 def cut(items: Items, tokenizer: Tokenizer, limits: Limits) -> tuple[list[Items], list[str]]:
@@ -50,6 +56,8 @@ def cut(items: Items, tokenizer: Tokenizer, limits: Limits) -> tuple[list[Items]
     pieces = _Pieces(tokenizer, limits, limits.row_tokens - 1 if closed else limits.row_tokens - 2)
     if pieces.cost(items) <= pieces.free and _pictures(items) <= limits.images_per_row:
         return [items], []
+    if limits.cut == "never":
+        return [], ["document longer than a row"]
     if any(isinstance(item, Text) and not item.learn for item in items):
         _cut_conversation(items, pieces)
     else:
@@ -120,15 +128,21 @@ def _add_pictures(pictures: list[Image], pieces: _Pieces) -> None:
 def _add_text(pictures: list[Image], item: Text, pieces: _Pieces) -> None:
     """Text with the pictures right before it: whole if a row takes it, else at least its first sentence with them."""
     whole: list[Text | Image] = [*pictures, item]
-    if (tokens := pieces.cost(whole)) <= pieces.free:
-        if pieces.room(pictures) < pieces.cost([item]):
+    tokens, how = pieces.cost(whole), pieces.limits.cut
+    fits = pieces.room(pictures) >= pieces.cost([item])
+    if fits or (tokens <= pieces.free and how != "words"):
+        if not fits:
             pieces.close()
         pieces.open += whole
         pieces.used += tokens
         return
+    if how == "items":
+        _add_pictures(pictures, pieces)
+        pieces.lost.append("text longer than a row")
+        return
     rest = item.text.strip()
     while rest:
-        head, tail = _head(rest, pieces.room(pictures), pieces, SENTENCE)
+        head, tail = _head(rest, pieces.room(pictures), pieces, WORD if how == "words" else SENTENCE)
         if not head and not pieces.open:
             head, tail = _head(rest, pieces.room(pictures), pieces, WORD)
         if head:

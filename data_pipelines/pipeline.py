@@ -111,7 +111,7 @@ class Pipeline:
         known, unreadable = self._scored(pictures, engine)
         about["scored"] = {"pictures": len(known), "unreadable": unreadable}
         walk = Walk(tuple(self.steps), self._lost(out, parts, surveys, every, engine))
-        limits = Limits(settings.row_tokens, settings.images_per_row, settings.tokens_per_image)
+        limits = Limits(settings.row_tokens, settings.images_per_row, settings.tokens_per_image, settings.cut)
         image_px = None if settings.keep_pictures else settings.image_px
         finish = Finish(tokenizer, limits, image_px, settings.resize, settings.interpolation, known)
         stamps = {

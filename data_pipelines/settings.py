@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
 
+from data_pipelines.cut import How
 from mm1.errors import UserError, at_least
 
 
@@ -25,6 +26,7 @@ class Settings:
         also: Streams to write beside the usual ones: ``vqa``, ``fewshot``.
         val_share: Share of each stream's documents held out for validation.
         shard_bytes: Size at which a shard is closed.
+        cut: Where a document that is longer than a row may be cut: ``sentences``, ``words``, ``items`` or ``never``.
         part_rows: Rows of a raw file that are one unit of work and have shards of their own.
     """
 
@@ -39,6 +41,7 @@ class Settings:
     also: tuple[str, ...] = ()
     val_share: float = 0.02
     shard_bytes: int = 256_000_000
+    cut: How = "sentences"
     part_rows: int = 2048
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -134,3 +136,31 @@ def test_long_texts_are_cut_in_one_pass(text: str) -> None:
     )
     fill = [positions(piece, limits) for piece in pieces[:-1]]
     assert not fill or min(fill) > 64 / 2
+
+
+@given(ITEMS.map(document), LIMITS)
+@settings(max_examples=80, deadline=None)
+def test_cuts_between_words_lose_nothing_and_fill_more(items: Items, limits: Limits) -> None:
+    pieces, lost = cut(items, TOKENIZER, replace(limits, cut="words"))
+    assert lost == []
+    assert words(tuple(item for piece in pieces for item in piece)) == words(items)
+    assert all(positions(piece, limits) <= limits.row_tokens for piece in pieces)
+
+
+@given(ITEMS.map(document), LIMITS)
+@settings(max_examples=80, deadline=None)
+def test_cuts_between_items_keep_every_item_whole(items: Items, limits: Limits) -> None:
+    pieces, lost = cut(items, TOKENIZER, replace(limits, cut="items"))
+    kept = [item for piece in pieces for item in piece]
+    assert len(kept) + len(lost) == len(items)
+    assert all(item in items for item in kept)
+    assert set(lost) <= {"text longer than a row"}
+    assert all(positions(piece, limits) <= limits.row_tokens for piece in pieces)
+
+
+def test_a_document_that_may_not_be_cut_is_left_out_and_a_short_one_is_whole() -> None:
+    limits = Limits(32, 4, 4, "never")
+    assert cut(document(["red circle."]), TOKENIZER, limits) == ([document(["red circle."])], [])
+    assert cut(document(["red circle. " * 30]), TOKENIZER, limits) == ([], ["document longer than a row"])
+    full = cut(document(["red circle. " * 30]), TOKENIZER, replace(limits, cut="words"))[0]
+    assert [positions(piece, limits) for piece in full[:-1]] >= [limits.row_tokens - 3] * (len(full) - 1)
