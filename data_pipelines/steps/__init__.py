@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
-from data_pipelines.steps.base import Alike, Pictures, Step, without
+from data_pipelines.steps.base import Alike, EachPicture, Pictures, Step, without
+from data_pipelines.steps.duplicates import NearPicture, NearText, Same
+from data_pipelines.steps.metadata import Metadata
+from data_pipelines.steps.optout import OptOut
+from data_pipelines.steps.pictures import Judged, PictureCount, PictureSize
+from data_pipelines.steps.repetition import Repetition
+from data_pipelines.steps.text import BadWords, Language, TextLength, Wording
 
-__all__ = ["Alike", "Pictures", "Step", "without"]
+__all__ = [
+    "Alike",
+    "BadWords",
+    "EachPicture",
+    "Judged",
+    "Language",
+    "Metadata",
+    "NearPicture",
+    "NearText",
+    "OptOut",
+    "PictureCount",
+    "PictureSize",
+    "Pictures",
+    "Repetition",
+    "Same",
+    "Step",
+    "TextLength",
+    "Wording",
+    "without",
+]

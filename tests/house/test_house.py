@@ -30,6 +30,8 @@ ADDRESSES = {
     "fsspec": ["data_pipelines/cache.py"],
     "pyarrow": ["data_pipelines/sources/", "data_pipelines/sniff.py"],
     "matplotlib": ["mm1/study/"],
+    "py3langid": ["data_pipelines/steps/text.py"],
+    "rensa": ["data_pipelines/steps/duplicates.py"],
     "ray": ["data_pipelines/engines.py"],
 }
 
