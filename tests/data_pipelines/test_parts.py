@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines import alike
 from data_pipelines.__main__ import main
+from data_pipelines.describe import describe
 from data_pipelines.engines import Engine, Local, Ray
 from data_pipelines.parts import parts_of
 from data_pipelines.pipeline import Pipeline, Settings
@@ -118,6 +119,7 @@ def test_of_what_is_alike_the_first_stays_and_all_is_counted(raw: Path, out: Pat
     assert written["steps"] == [{"step": "LongEnough", "in": 61, "out": 60}, {"step": "SameEnd", "in": 60, "out": 40}]
     assert written["train"]["documents"] + written["val"]["documents"] == 40
     assert pipeline(raw, LongEnough(10), SameEnd()).run(out, Local(1)) == manifest
+    assert "  text                   60           40  SameEnd" in describe(manifest)
 
 
 def test_another_setting_of_a_step_is_another_corpus(raw: Path, out: Path) -> None:
