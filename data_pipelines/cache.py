@@ -61,7 +61,7 @@ class Cache:
         """
         path = self.folder / "files" / _digest(address) / _name(address)
         while not self._hold(path):
-            with self._lock(path.parent.name[:2]):
+            with self.lock(path.parent.name[:2]):
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     (path.parent / "address").write_text(address)
@@ -152,7 +152,7 @@ class Cache:
         return True
 
     @contextmanager
-    def _lock(self, name: str, wait: bool = True) -> Iterator[None]:
+    def lock(self, name: str, wait: bool = True) -> Iterator[None]:
         """Hold a lock of the folder.
 
         Raises:
@@ -166,7 +166,7 @@ class Cache:
     def _sweep_if_due(self) -> None:
         if self._unswept_bytes > self.most_bytes / 32:
             self._unswept_bytes = 0
-            with suppress(BlockingIOError), self._lock("sweep", wait=False):
+            with suppress(BlockingIOError), self.lock("sweep", wait=False):
                 self._sweep()
 
     def _sweep(self) -> None:
@@ -194,7 +194,7 @@ class Cache:
         if path.parent.parent.name == "pictures":
             path.unlink(missing_ok=True)
             return True
-        with suppress(OSError), self._lock(path.parent.name[:2], wait=False), path.open("rb") as file:
+        with suppress(OSError), self.lock(path.parent.name[:2], wait=False), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             path.with_name("address").unlink()
@@ -203,8 +203,10 @@ class Cache:
 
 
 def cache() -> Cache:
-    """The cache that the environment names: ``MM1_CACHE`` (~/.cache/mm1), ``MM1_CACHE_GB`` (50), ``MM1_FETCH_TRIES`` (5),
-    ``MM1_FETCH_STALL_S`` (60) and ``MM1_FETCH_WAIT_S`` (1).
+    """The cache that the environment names.
+
+    That is ``MM1_CACHE`` (~/.cache/mm1), ``MM1_CACHE_GB`` (50), ``MM1_FETCH_TRIES`` (5), ``MM1_FETCH_STALL_S`` (60) and
+    ``MM1_FETCH_WAIT_S`` (1).
 
     Raises:
         UserError: One of them is no number, or too small.

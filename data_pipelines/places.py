@@ -55,6 +55,22 @@ class Remote:
         return _answered(self.address)
 
 
+def located(folder: str | Path) -> Path | Remote:
+    """A folder of this machine or elsewhere, as users give it in one setting.
+
+    Raises:
+        UserError: It is not there, or no file system knows the address.
+    """
+    text = str(folder).removeprefix("file://").rstrip("/")
+    if "://" in text:
+        file_system(text)
+        return Remote(text)
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise UserError(f"folder is {folder}, which is not there; expected a folder of pictures")
+    return path.absolute()
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """A picture inside a file elsewhere, by where its bytes stand; only they are fetched.

@@ -64,7 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
+        threading.Thread(target=one.serve_forever, args=(0.02,), daemon=True).start()
         yield one
         one.shutdown()
 
@@ -176,7 +176,7 @@ def test_the_folder_is_bounded_and_what_is_held_stays(tmp_path: Path) -> None:
         for picture in (n, n - 1):
             assert small.read_bytes(f"memory://bounded/{picture}") == bytes([picture]) * 1000
         kept = [path for path in small.folder.rglob("[0-9]*") if path.is_file() and path.stat().st_size == 1000]
-        kept += [path for path in small.folder.glob("pictures/*/*")]
+        kept += list(small.folder.glob("pictures/*/*"))
         assert len(set(kept)) <= 7
         assert first.exists()
         time.sleep(0.002)  # a clock tick between uses
