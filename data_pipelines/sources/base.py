@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from data_pipelines.places import Remote, address_of, expand, local
-from data_pipelines.sources.lines import Damage, json_value, lines, starts, stem
+from data_pipelines.sources.lines import Damage, stem
+from data_pipelines.sources.rows import row_starts, rows
 from mm1.sample import Text
 
 HELD_OUT = ("_dev", "_val", "_test")
@@ -229,7 +230,6 @@ def unicode(text: str) -> bool:
 
 
 WRONG_FIELDS = "wrong fields"
-NO_OBJECT = Damage("line is no JSON object")
 
 
 class WrongFields(ValueError):
@@ -237,14 +237,16 @@ class WrongFields(ValueError):
 
 
 class Rows(Source):
-    """A kind of file with a JSON object a line."""
+    """A kind of file with a row after the other: JSON lines or a JSON list, packed or not, or parquet."""
 
     def spans(self, path: Path, rows: int) -> list[Span]:
-        """Blocks of so many lines; the whole of a file that is packed."""
-        return line_spans(path, rows)
+        """Blocks of so many rows; the whole of a file that is packed."""
+        found = row_starts(path, rows)
+        stops = [start for start, _ in found[1:]]
+        return [Span(start, stop, number) for (start, number), stop in zip(found, [*stops, None], strict=True)]
 
     def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
-        for place, row in json_rows(path, span):
+        for place, row in placed_rows(path, span):
             if isinstance(row, Damage):
                 yield Rejection(place, row.reason)
                 continue
@@ -262,29 +264,13 @@ class Rows(Source):
         """
 
 
-def line_spans(path: Path, rows: int) -> list[Span]:
-    """Blocks of ``rows`` lines of a file; the whole of one that is packed."""
-    found = starts(path, rows)
-    stops = [start for start, _ in found[1:]]
-    return [Span(start, stop, number) for (start, number), stop in zip(found, [*stops, None], strict=True)]
-
-
-def json_rows(path: Path, span: Span = WHOLE) -> Iterator[tuple[str, dict[str, Any] | Damage]]:
-    """Place and value of each line that is not blank, or why it has none. The file may be packed."""
-    for line in lines(path, span.start, span.stop, span.number):
-        if isinstance(line.data, Damage) or line.data.strip():
-            yield f"{stem(path)}:{line.number}", line.data if isinstance(line.data, Damage) else _object(line.data)
+def placed_rows(path: Path, span: Span = WHOLE) -> Iterator[tuple[str, dict[str, Any] | Damage]]:
+    """Place and value of each row, or why it has none."""
+    for number, row in rows(path, span.start, span.stop, span.number):
+        yield f"{stem(path)}:{number}", row
 
 
 def json_lines(path: Path, span: Span = WHOLE) -> Iterator[tuple[str, Any]]:
-    """The same with None for a line that is no JSON object."""
-    for place, row in json_rows(path, span):
+    """The same with None for a row that is no JSON object."""
+    for place, row in placed_rows(path, span):
         yield place, row if isinstance(row, dict) else None
-
-
-def _object(line: bytes) -> dict[str, Any] | Damage:
-    try:
-        value = json_value(line)
-    except ValueError:
-        return NO_OBJECT
-    return value if isinstance(value, dict) else NO_OBJECT

@@ -12,17 +12,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
-GZIP, ZSTD, ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"PK\x03\x04", b"PK\x05\x06")
 SUFFIXES = (".gz", ".zst", ".zip")
 LINE_BYTES = 1 << 27  # a document with its pictures in base64 is some megabytes
 SWELLING = 500  # how many times its file a text may be; real ones are 3 to 20 times as long
@@ -85,23 +85,21 @@ def lines(path: Path, start: int = 0, stop: int | None = None, number: int = 0) 
     at = start
     with path.open("rb") as file:
         try:
-            for data in _bounded(_unpacked(file, start), max(ALWAYS_BYTES, SWELLING * path.stat().st_size)):
+            for data in _bounded(unpacked(file, start)):
                 if stop is not None and at >= stop:
                     return
                 number += 1
                 yield Line(at, number, data if isinstance(data, bytes) else Damage(TOO_LONG))
                 at += len(data) if isinstance(data, bytes) else data
-        except _Bomb:
-            yield Line(at, number + 1, Damage(BOMB))
-        except FAULTS:
-            yield Line(at, number + 1, Damage(CUT))
+        except FAULTS as error:
+            yield Line(at, number + 1, damage(error))
 
 
 def starts(path: Path, every: int) -> list[tuple[int, int]]:
     """Byte and number of the lines before every ``every``-th line; only the beginning of a file that is packed."""
     found, at, number = [(0, 0)], 0, 0
     with path.open("rb") as file:
-        if _packed(file):
+        if _magic(file):
             return found
         while data := file.readline(CHUNK):
             at += len(data)
@@ -123,49 +121,57 @@ def json_value(data: bytes | str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-class _Bomb(Exception):
+class Bomb(ValueError):
     """More came of a file than could be right."""
 
 
-def _bounded(text: IO[bytes], most: int) -> Iterator[bytes | int]:
+def damage(error: BaseException) -> Damage:
+    """What one of :data:`FAULTS` says of the file."""
+    return Damage(BOMB if isinstance(error, Bomb) else CUT)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed, and so can only be read from its beginning."""
+    with path.open("rb") as file:
+        return bool(_magic(file))
+
+
+def unpacked(file: IO[bytes], start: int = 0) -> IO[bytes]:
+    """A file from a byte on, which has to be the first if it is packed. Reading raises one of :data:`FAULTS`."""
+    magic = _magic(file)
+    if not magic:
+        file.seek(start)
+        return file
+    most = max(ALWAYS_BYTES, SWELLING * os.fstat(file.fileno()).st_size)
+    chunks = next(unpack for kind, unpack in UNPACKERS.items() if magic.startswith(kind))
+    return io.BufferedReader(_Joined(chunks(file), most), CHUNK)
+
+
+def _magic(file: IO[bytes]) -> bytes:
+    """The first bytes of a file that is packed; empty for others."""
+    file.seek(0)
+    magic = file.read(4)
+    file.seek(0)
+    return magic if magic.startswith(tuple(UNPACKERS)) else b""
+
+
+def _bounded(text: IO[bytes]) -> Iterator[bytes | int]:
     """Lines; of one that is too long only its length."""
-    total = 0
     while data := text.readline(LINE_BYTES + 1):
         size, ended = len(data), data.endswith(b"\n")
         if size <= LINE_BYTES:
             yield data
-        else:
-            while not ended and (data := text.readline(CHUNK)) and total + size <= most:
-                size, ended = size + len(data), data.endswith(b"\n")
-            yield size
-        total += size
-        if total > most:
-            raise _Bomb
-
-
-def _packed(file: IO[bytes]) -> bytes:
-    """The first bytes of a file that is packed; empty for others."""
-    magic = file.read(4)
-    file.seek(0)
-    return magic if magic.startswith((GZIP, ZSTD, *ZIP)) else b""
-
-
-def _unpacked(file: IO[bytes], start: int) -> IO[bytes]:
-    magic = _packed(file)
-    if magic.startswith(GZIP):
-        return gzip.open(file)  # type: ignore[return-value]
-    if magic:
-        chunks = _zstd_chunks(file) if magic.startswith(ZSTD) else _zip_chunks(file)
-        return io.BufferedReader(_Joined(chunks), CHUNK)
-    file.seek(start)
-    return file
+            continue
+        while not ended and (data := text.readline(CHUNK)):
+            size, ended = size + len(data), data.endswith(b"\n")
+        yield size
 
 
 class _Joined(io.RawIOBase):
-    """Stretches of bytes as one file."""
+    """Stretches of bytes as one file, which ends with :class:`Bomb` where it gets too long."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._left = chunks, memoryview(b"")
+    def __init__(self, chunks: Iterator[bytes], most: int) -> None:
+        self._chunks, self._left, self._room = chunks, memoryview(b""), most
 
     def readable(self) -> bool:
         return True
@@ -175,9 +181,18 @@ class _Joined(io.RawIOBase):
             if (chunk := next(self._chunks, None)) is None:
                 return 0
             self._left = memoryview(chunk)
+            self._room -= len(chunk)
+            if self._room < 0:
+                raise Bomb
         size = min(len(buffer), len(self._left))
         buffer[:size], self._left = self._left[:size], self._left[size:]
         return size
+
+
+def _gzip_chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with gzip.open(file) as text:
+        while data := text.read(CHUNK):
+            yield data
 
 
 def _zip_chunks(file: IO[bytes]) -> Iterator[bytes]:
@@ -206,3 +221,11 @@ def _zstd_chunks(file: IO[bytes]) -> Iterator[bytes]:
             left, frame = frame.unused_data, None
     if frame:
         raise EOFError
+
+
+UNPACKERS: dict[bytes, Callable[[IO[bytes]], Iterator[bytes]]] = {
+    b"\x1f\x8b": _gzip_chunks,
+    b"\x28\xb5\x2f\xfd": _zstd_chunks,
+    b"PK\x03\x04": _zip_chunks,
+    b"PK\x05\x06": _zip_chunks,  # one without files
+}

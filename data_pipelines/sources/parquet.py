@@ -18,7 +18,7 @@ FAULTS = (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, Mem
 
 
 def groups(path: Path, rows: int) -> list[tuple[int, int]]:
-    """Number of a row group, and of the rows before it, for stretches of ``rows`` rows or a row group, if that is more."""
+    """Row groups, and how many rows stand before, that begin stretches of at least ``rows`` rows."""
     try:
         with _opened(path) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
