@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -42,7 +44,7 @@ class Ray(Engine):
     The corpus folder has to be one that all machines see.
 
     Args:
-        workers: Processes at a time; 0 leaves it to Ray.
+        workers: Processors of a Ray that is started here; 0 takes all. A cluster has its own.
 
     Raises:
         UserError: Ray is not installed.
@@ -56,7 +58,10 @@ class Ray(Engine):
             raise UserError("ray is not installed; pip install 'mm1[ray]', or leave out --engine ray") from None
         self.ray, self.workers = ray, workers
         if not ray.is_initialized():
-            ray.init(num_cpus=workers or None, include_dashboard=False, log_to_driver=False)
+            here: dict[str, Any] = (
+                {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or None, "include_dashboard": False}
+            )
+            ray.init(**here, log_to_driver=False)
 
     def map(self, function: Callable[[In], Out], values: Sequence[In]) -> Iterator[tuple[int, Out]]:
         """As :meth:`Engine.map`, as results come."""
@@ -65,8 +70,6 @@ class Ray(Engine):
         shared = self.ray.put((function, list(values)))
 
         def run(row: dict[str, Any]) -> dict[str, Any]:
-            import pickle
-
             import ray
 
             work, given = ray.get(shared)
@@ -74,8 +77,6 @@ class Ray(Engine):
                 return {"place": row["id"], "result": pickle.dumps((work(given[row["id"]]), None))}
             except UserError as error:
                 return {"place": row["id"], "result": pickle.dumps((None, str(error)))}
-
-        import pickle
 
         data = self.ray.data.range(len(values), override_num_blocks=len(values)).map(run)
         for row in data.iter_rows():
