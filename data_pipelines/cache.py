@@ -66,6 +66,7 @@ class Cache:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     (path.parent / "address").write_text(address)
                     self._fetch(address, path, _download)
+                    os.utime(path, (0, 0))  # fetched again it is the same file, and stamps of it stay
         os.utime(path.parent / "address")
         self._sweep_if_due()
         return path

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.sources.base import Bytes, Draft, Packed, Place, Rejection, Source, Span
+from data_pipelines.sources.caption_tables import CaptionTable, CaptionTsv
 from data_pipelines.sources.captions import Captions
 from data_pipelines.sources.fewshot import CaptionRuns, QuestionRuns
+from data_pipelines.sources.img2dataset import CaptionFolders, CaptionParquet
 from data_pipelines.sources.interleaved import Interleaved
 from data_pipelines.sources.questions import Questions
 from data_pipelines.sources.scored import scored_pictures
@@ -21,7 +23,23 @@ KINDS: tuple[type[Source], ...] = (
     Captions, CaptionTars, Interleaved, TextLines, PlainText, Conversations, Questions, CaptionRuns, QuestionRuns
 )  # fmt: skip
 
-__all__ = ["KINDS", "Bytes", "Draft", "Packed", "Place", "Rejection", "Source", "Span", "scored_pictures", "sources"]
+__all__ = [
+    "KINDS",
+    "Bytes",
+    "CaptionFolders",
+    "CaptionParquet",
+    "CaptionTable",
+    "CaptionTars",
+    "CaptionTsv",
+    "Draft",
+    "Packed",
+    "Place",
+    "Rejection",
+    "Source",
+    "Span",
+    "scored_pictures",
+    "sources",
+]
 
 
 def sources(corpus: Path, captions_per_image: int = 1, also: Collection[str] = ()) -> dict[str, list[Source]]:

@@ -3,75 +3,78 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from data_pipelines.sources.base import WHOLE, Draft, Packed, Rejection, Source, Span
-from mm1.sample import Text
+from data_pipelines.sources.img2dataset import TWICE, caption_draft, split
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
 CUT = "tar is cut short or damaged"
+FAULTS = (  # what tarfile raises for bytes that no tar program wrote
+    *(tarfile.TarError, OSError, EOFError, ValueError, OverflowError),
+    *(MemoryError, RecursionError, LookupError, TypeError),
+)
 
 
 class CaptionTars(Source):
     """``KEY.jpg`` beside ``KEY.txt``, or ``KEY.json`` with a ``caption``; the members of a key stand together.
 
-    Of a tar that was cut short everything before the cut is used, and the cut is counted.
+    Of a tar that was cut short everything before the cut is used, and the cut is counted. What else ``KEY.json`` has,
+    such as ``url``, ``width`` and ``similarity``, is what the document's file says of it.
+
+    Args:
+        files: As for every :class:`Source`.
+        root: As for every source.
+        stream: As for every source.
+        column: The column of ``KEY.json`` that has the caption, instead of ``KEY.txt``.
     """
 
     stream = "captions"
     pattern = "captions/*.tar"
 
+    def __init__(
+        self,
+        files: str | Path | Sequence[str | Path],
+        *,
+        root: Path | None = None,
+        stream: str | None = None,
+        column: str | None = None,
+    ) -> None:
+        super().__init__(files, root=root, stream=stream)
+        self.column = column
+
     def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
-        members, whole = _members(path)
-        for key, group in groupby(members, lambda member: _split(member.name)[0]):
-            found = self._draft(f"{path.stem}:{key}", list(group))
-            if whole or isinstance(found, Draft) or found.id != f"{path.stem}:{_split(members[-1].name)[0]}":
+        members, whole = tar_members(path)
+        last = split(members[-1].name)[0] if members else ""
+        seen: set[str] = set()
+        for key, group in groupby(members, lambda member: split(member.name)[0]):
+            place = f"{path.stem}:{key}"
+            kinds = [(split(member.name)[1], member) for member in group]
+            found = caption_draft(place, self.stream, kinds, self.column)
+            if key in seen:
+                yield Rejection(found.id, TWICE)
+            elif whole or isinstance(found, Draft) or key != last:
                 yield found  # what is broken off with the tar is counted with it
+            seen.add(key)
         if not whole:
             yield Rejection(path.name, CUT)
 
-    def _draft(self, place: str, members: list[Packed]) -> Draft | Rejection:
-        by_kind = {_split(member.name)[1]: member for member in members}
-        pictures = [by_kind[kind] for kind in PICTURES if kind in by_kind]
-        caption = _caption(by_kind)
-        if not pictures:
-            return Rejection(place, "no picture beside the caption")
-        if not caption:
-            return Rejection(place, "empty caption")
-        return Draft(place, self.stream, (pictures[0], Text(caption)), place)
 
+def tar_members(path: Path) -> tuple[list[Packed], bool]:
+    """The files of a tar that are whole, and whether the tar is: :mod:`tarfile` takes most damage for the end.
 
-def _members(path: Path) -> tuple[list[Packed], bool]:
-    """The files of a tar that are whole, and whether the tar is: :mod:`tarfile` takes most damage for the end."""
+    Raises:
+        OSError: It is not there.
+    """
     found: list[Packed] = []
     file_bytes = path.stat().st_size
-    with contextlib.suppress(tarfile.TarError), tarfile.open(path, "r:") as tar:
+    with contextlib.suppress(*FAULTS), tarfile.open(path, "r:") as tar:
         for member in tar:
-            if member.offset_data + member.size > file_bytes:
+            if member.size < 0 or member.offset_data + member.size > file_bytes:
                 return found, False
-            if member.isfile():
+            if member.isfile() and not member.issparse():
                 found.append(Packed(path, member.name, member.offset_data, member.size))
         return found, Packed(path, "end mark", tar.offset, tarfile.BLOCKSIZE).read_bytes() == bytes(tarfile.BLOCKSIZE)
     return found, False
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Key and kind of a member: ``00/12.jpg`` is a ``jpg`` of ``00/12``."""
-    path = PurePosixPath(name)
-    base, _, kind = path.name.partition(".")
-    return str(path.parent / base), kind.lower()
-
-
-def _caption(by_kind: dict[str, Packed]) -> str:
-    """The caption, empty where there is none that can be read."""
-    for kind in ("txt", "json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # absent, no UTF-8, no JSON, or of another shape
-            text = by_kind[kind].read_bytes().decode()
-            caption = json.loads(text)["caption"] if kind == "json" else text
-            if isinstance(caption, str) and caption.strip():
-                return caption.strip()
-    return ""

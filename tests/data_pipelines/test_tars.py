@@ -51,7 +51,7 @@ def test_pictures_come_with_their_captions(raw: Path, tmp_path: Path) -> None:
     pairs, reasons = read(tmp_path / "corpus")
     assert list(pairs) == ["caption 0.", "caption 1.", "caption 2.", "from json", "caption 4."]
     assert list(pairs.values()) == [(raw / f"captions/images/c{n}.jpg").read_bytes() for n in range(5)]
-    assert reasons == ["empty caption", "no picture beside the caption", "empty caption"]
+    assert reasons == ["empty caption", "no picture beside the caption", "caption is not UTF-8"]
 
 
 def test_wherever_a_tar_is_cut_what_stands_before_is_used_and_the_cut_is_counted(raw: Path, tmp_path: Path) -> None:
