@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.pipeline_file import read_pipeline
 from data_pipelines.sources import Rejection, sources
 from mm1.data.tokenizer import Tokenizer, find, from_hf, put, train
 from mm1.errors import UserError
@@ -15,7 +16,8 @@ ALL = 1 << 30
 
 def lines(data: Path) -> Iterator[str]:
     """Every line of text that could be trained on, of all captions too; never of files held out by their name."""
-    for readers in sources(data, captions_per_image=ALL).values():
+    inputs = sources(data, captions_per_image=ALL) if data.is_dir() else read_pipeline(data)[0].inputs
+    for readers in inputs.values():
         for reader in readers:
             for draft in reader.drafts():
                 if not isinstance(draft, Rejection):
@@ -27,11 +29,16 @@ def lines(data: Path) -> Iterator[str]:
 def train_tokenizer(data: Path, out: Path, vocabulary: int) -> Tokenizer:
     """Write ``out/tokenizer.model``; the same text and size give the same file.
 
+    Args:
+        data: A raw corpus folder, or a pipeline's YAML, of which the inputs are read.
+        out: Corpus folder.
+        vocabulary: Number of ids.
+
     Raises:
-        UserError: No such folder, no text in it, or a vocabulary that this text cannot fill.
+        UserError: No such folder or file, no text in it, or a vocabulary that this text cannot fill.
     """
-    if not data.is_dir():
-        raise UserError(f"{data} is no folder; expected a raw corpus (docs/data.md), see --data")
+    if not data.is_dir() and data.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{data} is no folder; expected a raw corpus or a pipeline's YAML (docs/data.md), see --data")
     return put(out, train(lines(data), vocabulary))
 
 

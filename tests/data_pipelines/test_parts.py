@@ -184,6 +184,11 @@ def test_a_pipeline_is_a_yaml(raw: Path, out: Path, monkeypatch: pytest.MonkeyPa
     assert len(texts(out)) == 61
 
 
+def test_a_pipeline_gives_a_tokenizer_its_text(raw: Path, tmp_path: Path) -> None:
+    path = written(raw, tmp_path / "unused")
+    assert train_tokenizer(path, tmp_path / "a", 300).proto == train_tokenizer(raw, tmp_path / "b", 300).proto
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
