@@ -158,6 +158,32 @@ def validate(
     print(report(path, rows=rows, reader=format, pipeline=pipeline, write=write))
 
 
+def preview(
+    path: Path,
+    *,
+    out: Path = Path("preview.html"),
+    n: int = 20,
+    tokenizer: Path | None = None,
+    rows: bool = False,
+    weights: dict[str, float] | None = None,
+    seed: int = 0,
+) -> None:
+    """Write a page of samples to look at: pictures, tokens, targets, and how documents share a row.
+
+    Args:
+        path: A file or a folder of raw data, a pipeline's YAML, or a finished corpus.
+        out: The HTML file.
+        n: How many samples, or rows.
+        tokenizer: A corpus or a model in whose tokens text is shown; a finished corpus has its own.
+        rows: Of a finished corpus, packed rows as training sees them instead of documents.
+        weights: The mix of rows, as data.weights; by default that of training.
+        seed: The order of documents in rows, as data.seed.
+    """
+    from data_pipelines.preview import preview as page
+
+    print(page(path, out, n, tokenizer=tokenizer, rows=rows, weights=weights, seed=seed).resolve())
+
+
 def describe(corpus: Path) -> None:
     """Print what a corpus holds: documents, pieces, pictures, tokens, cuts, and what was left out and why.
 
@@ -176,6 +202,7 @@ COMMANDS: dict[str, Any] = {
     "shards": shards,
     "run": run,
     "validate": validate,
+    "preview": preview,
     "describe": describe,
 }
 SWITCHES = ("--strict", "--keep_pictures")
@@ -183,8 +210,9 @@ SWITCHES = ("--strict", "--keep_pictures")
 
 def spelled(words: list[str]) -> list[str]:
     """Options with hyphens or underscores, and switches without a value."""
-    words = underscored(words)
-    switch = [word in SWITCHES and words[i + 1 : i + 2] not in (["true"], ["false"]) for i, word in enumerate(words)]
+    words = underscored(["--n" if word == "-n" else word for word in words])
+    switches = (*SWITCHES, "--rows") if words[:1] == ["preview"] else SWITCHES  # a number where files are validated
+    switch = [word in switches and words[i + 1 : i + 2] not in (["true"], ["false"]) for i, word in enumerate(words)]
     return [word + "=true" * bare for word, bare in zip(words, switch, strict=True)]
 
 

@@ -19,7 +19,7 @@ from data_pipelines.formats import Contents, Found, as_pipeline, contents_of, in
 from data_pipelines.parts import ALIKE, Tally, taken
 from data_pipelines.pipeline_file import read_pipeline
 from data_pipelines.places import Remote, Stretch, local
-from data_pipelines.sources.base import Draft, Place, Rejection
+from data_pipelines.sources.base import Draft, Place, Rejection, Source
 from data_pipelines.steps import Alike, Pictures, Step
 from mm1.data.image import PictureError
 from mm1.data.shards import ShardSet, read_manifest
@@ -179,7 +179,7 @@ def validate(
 def examine(found: Found, rows: int | None = None, steps: Sequence[Step] = ()) -> Findings:
     """Read the documents of a reader's files, all or the first ``rows`` rows, with a bar on standard error."""
     findings = Findings(found, steps=[StepCount(step) for step in steps])
-    read = _drafts(found)
+    read = (draft for file in found.source.files() for draft in read_drafts(found.source, file))
     for draft in tqdm(
         itertools.islice(read, rows), desc=found.title, unit=" rows", mininterval=1.0, delay=1.0, leave=False
     ):
@@ -198,14 +198,13 @@ def examine(found: Found, rows: int | None = None, steps: Sequence[Step] = ()) -
     return findings
 
 
-def _drafts(found: Found) -> Iterator[Draft | Rejection]:
-    """All documents. A reader that a file makes fail is told as one more fault of that file."""
-    for file in found.source.files():
-        try:
-            yield from found.source.drafts_in(local(file))
-        except Exception as error:  # whatever it is, the other files are worth a look
-            first = (str(error).splitlines() or [""])[0]
-            yield Rejection(file.name, f"reading stopped ({type(error).__name__}: {first:.80})")
+def read_drafts(source: Source, file: Path | Remote) -> Iterator[Draft | Rejection]:
+    """The documents of a file. A reader that the file makes fail is told as one more fault of the file."""
+    try:
+        yield from source.drafts_in(local(file))
+    except Exception as error:  # whatever it is, the other files are worth a look
+        first = (str(error).splitlines() or [""])[0]
+        yield Rejection(file.name, f"reading stopped ({type(error).__name__}: {first:.80})")
 
 
 def _look(draft: Draft, pictures: Pictures, findings: Findings) -> None:
