@@ -7,12 +7,16 @@ from data_pipelines.steps.duplicates import NearPicture, NearText, Same
 from data_pipelines.steps.metadata import Metadata
 from data_pipelines.steps.optout import OptOut
 from data_pipelines.steps.pictures import Judged, PictureCount, PictureSize
+from data_pipelines.steps.recaption import Captioner, Recaption
 from data_pipelines.steps.repetition import Repetition
+from data_pipelines.steps.scored import ScoredText
+from data_pipelines.steps.similarity import Similarity
 from data_pipelines.steps.text import BadWords, Language, TextLength, Wording
 
 __all__ = [
     "Alike",
     "BadWords",
+    "Captioner",
     "EachPicture",
     "Judged",
     "Language",
@@ -23,8 +27,11 @@ __all__ = [
     "PictureCount",
     "PictureSize",
     "Pictures",
+    "Recaption",
     "Repetition",
     "Same",
+    "ScoredText",
+    "Similarity",
     "Step",
     "TextLength",
     "Wording",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import numpy
@@ -105,16 +105,7 @@ class EachPicture(Step):
         """
 
     def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
-        for place in draft.pictures:
-            try:
-                reason, fault = self.refuse(place, pictures), False
-            except PictureError as error:
-                reason, fault = str(error), True
-            kept = without(draft, [place] if reason else [], reason, fault=fault)
-            if isinstance(kept, Rejection):
-                return kept
-            draft = kept
-        return draft
+        return sift(draft, lambda place: self.refuse(place, pictures))
 
 
 class Alike(Step):
@@ -141,6 +132,20 @@ class Alike(Step):
     def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
         """Leaves the document alone: which of them are lost is known when all have been seen."""
         return draft
+
+
+def sift(draft: Draft, refuse: Callable[[Place], str]) -> Draft | Rejection:
+    """The document without pictures that there is a reason against, and without those that cannot be read."""
+    for place in draft.pictures:
+        try:
+            reason, fault = refuse(place), False
+        except PictureError as error:
+            reason, fault = str(error), True
+        kept = without(draft, [place] if reason else [], reason, fault=fault)
+        if isinstance(kept, Rejection):
+            return kept
+        draft = kept
+    return draft
 
 
 def without(draft: Draft, places: Collection[Place], reason: str, *, fault: bool = False) -> Draft | Rejection:

@@ -100,9 +100,7 @@ def test_an_exact_copy_shares_every_band(document, words, n):
 
 
 def test_every_process_makes_the_same_sketch(document):
-    code = (
-        "import rensa; m = rensa.RMinHash(128, 0); m.update(['one two', 'two three']); print(m.digest())"
-    )
+    code = "import rensa; m = rensa.RMinHash(128, 0); m.update(['one two', 'two three']); print(m.digest())"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     here = numpy.frombuffer(NearText(n=2).sketch(document("one two three"), Pictures()), dtype=numpy.uint32)
     assert str(here.tolist()) == there.strip()
