@@ -5,8 +5,8 @@
     "Long text. It goes on."                         items are cut at sentence ends, at words where a sentence
     "And on."                                        alone is longer than a row
 
-A conversation is cut between turns, and each piece opens with the conversation's pictures again: a question about a
-picture that is not there would teach the model to guess.
+A conversation is cut between turns, and each piece opens with the conversation's instructions and pictures again: a
+question about a picture that is not there would teach the model to guess.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mm1 import template
 from mm1.data.tokenizer import Tokenizer
 from mm1.sample import Image, Text
 
@@ -173,8 +174,8 @@ def _head(text: str, room: int, pieces: _Pieces, part: re.Pattern[str]) -> tuple
 
 
 def _cut_conversation(items: Items, pieces: _Pieces) -> None:
-    asked = next(number for number, item in enumerate(items) if isinstance(item, Text))
-    opening: list[Image] = [item for item in items[:asked] if isinstance(item, Image)]
+    asked = next(n for n, item in enumerate(items) if isinstance(item, Text) and not template.is_system(item))
+    opening = items[:asked]
     turn: list[Text | Image] = []
     for number, item in enumerate(items[asked:], start=asked + 1):
         turn.append(item)

@@ -4,14 +4,18 @@
     Assistant: red</s> User: And the square?
     Assistant: blue</s>
 
-Only what follows ``Assistant:`` is learned. The wording is ours: MM1's chat template is unpublished.
+Instructions stand before the first turn, ``System: Be brief.`` and a line end; what a tool answers stands like a user's
+turn after ``Tool:``. Only what follows ``Assistant:`` is learned. The wording is ours: MM1's chat template is not
+published.
 """
 
 from __future__ import annotations
 
 from mm1.sample import Image, Text
 
+SYSTEM = "System: {text}\n"
 USER = "User: {text}\nAssistant:"
+TOOL = "Tool: {text}\nAssistant:"
 SHORT = "Question: {question} Short answer:"
 
 
@@ -20,10 +24,25 @@ def short_answer(question: str, answer: str) -> tuple[Text, Text]:
     return Text(SHORT.format(question=question), learn=False), Text(f"{answer}\n", after_space=True)
 
 
-def turn(question: str, answer: str | None = None) -> tuple[Text, ...]:
-    """One exchange: the question as context, then the answer, if given, to learn and closed by an end token."""
+def turn(question: str, said: str | None = None) -> tuple[Text, ...]:
+    """One exchange: the question as context, then the answer, if given."""
     asked = Text(USER.format(text=question.strip()), learn=False)
-    return (asked,) if answer is None else (asked, Text(answer.strip(), end=True, after_space=True))
+    return (asked,) if said is None else (asked, answer(said))
+
+
+def system(text: str) -> Text:
+    """Instructions for a whole conversation, read and not learned."""
+    return Text(SYSTEM.format(text=text.strip()), learn=False)
+
+
+def is_system(item: Text) -> bool:
+    """Whether a text that opens a conversation is its instructions and no question."""
+    return not item.learn and item.text.startswith(SYSTEM.partition("{")[0])
+
+
+def answer(text: str) -> Text:
+    """What the assistant says, to learn, closed by an end token."""
+    return Text(text.strip(), end=True, after_space=True)
 
 
 def conversation(images: list[bytes], turns: list[tuple[str, str]]) -> tuple[Text | Image, ...]:

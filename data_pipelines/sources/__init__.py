@@ -10,11 +10,16 @@ from data_pipelines.sources.base import Bytes, Draft, Packed, Place, Rejection, 
 from data_pipelines.sources.caption_tables import CaptionTable, CaptionTsv
 from data_pipelines.sources.captions import Captions
 from data_pipelines.sources.fewshot import CaptionRuns, QuestionRuns
+from data_pipelines.sources.html import HtmlPages, HtmlRows, WarcPages
 from data_pipelines.sources.img2dataset import CaptionFolders, CaptionParquet
 from data_pipelines.sources.interleaved import Interleaved
+from data_pipelines.sources.messages import Answered, Messages
+from data_pipelines.sources.mint1t import Mint1tPages
+from data_pipelines.sources.mmc4 import MMC4
+from data_pipelines.sources.obelics import ParallelLists
 from data_pipelines.sources.questions import Questions
 from data_pipelines.sources.scored import scored_pictures
-from data_pipelines.sources.sft import Conversations
+from data_pipelines.sources.sft import Conversations, Mix
 from data_pipelines.sources.tars import CaptionTars
 from data_pipelines.sources.text import PlainText, TextLines
 from mm1.errors import UserError
@@ -25,18 +30,32 @@ KINDS: tuple[type[Source], ...] = (
 
 __all__ = [
     "KINDS",
+    "MMC4",
+    "Answered",
     "Bytes",
     "CaptionFolders",
     "CaptionParquet",
     "CaptionTable",
     "CaptionTars",
     "CaptionTsv",
+    "Captions",
+    "Conversations",
     "Draft",
+    "HtmlPages",
+    "HtmlRows",
+    "Interleaved",
+    "Messages",
+    "Mint1tPages",
+    "Mix",
     "Packed",
+    "ParallelLists",
     "Place",
+    "PlainText",
     "Rejection",
     "Source",
     "Span",
+    "TextLines",
+    "WarcPages",
     "scored_pictures",
     "sources",
 ]

@@ -1,89 +1,201 @@
-"""Instruction turns: ``sft/*.json``, LLaVA's format, with pictures relative to the corpus folder."""
+"""Instruction turns of LLaVA and ShareGPT (``sft/*.json``, ``*.jsonl``), and LLaVA-NeXT's mixes of such files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import random
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data_pipelines.sources.base import WHOLE, WRONG_FIELDS, Draft, Place, Rejection, Source, Span, WrongFields
-from mm1 import template
+import yaml
+
+from data_pipelines.picture_store import PictureStore
+from data_pipelines.places import Remote, address_of, expand, local
+from data_pipelines.sources.base import Draft, Place, Rejection, Rows, WrongFields
+from data_pipelines.sources.lines import stem
+from data_pipelines.sources.pictured import Pictured, scalars
+from data_pipelines.sources.rows import rows
+from data_pipelines.sources.text import ending
+from data_pipelines.sources.turns import Turn, Unusable, conversation, marked
 from mm1.errors import UserError
-from mm1.runs import read_json
-from mm1.sample import Text
 
-MARKER = "<image>"
+ROLES: dict[str, Literal["system", "user", "tool", "assistant"]] = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(
+        ("gpt", "assistant", "chatgpt", "bing", "bard", "model", "function_call", "tool_call"), "assistant"
+    ),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("observation", "tool", "function", "tool_response"), "tool"),
+}
+"""Who speaks, by every name that ShareGPT, LLaMA-Factory, OpenAI and ms-swift have for them."""
+
+UNREAD = ("video", "videos", "audio", "audios")
 
 
-class Conversations(Source):
-    """``[{"id", "image"?: path or paths, "conversations": [{"from": "human" | "gpt", "value"}, ..]}]``.
-
-    ``<image>`` in a human turn says where a picture stands. At the edge of a turn the picture stands before
-    ``User:``, as it does when people ask; inside, at its place. Without a marker the pictures open the conversation.
-    """
+class Dialogues(Pictured, Rows):
+    """What kinds of rows with turns share: one document a row, pictures in a list beside the turns or in them."""
 
     stream = "sft"
-    pattern = "sft/*.json"
 
-    def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
-        try:
-            rows = read_json(path, "a JSON list of conversations")
-        except UserError:
-            yield Rejection(path.name, "file is no JSON")
+    def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:
+        if unread := next((name for name in UNREAD if row.get(name)), None):
+            yield Rejection(place, f"{unread.rstrip('s')} is not read", fault=False)
             return
-        for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
-            place = f"{path.stem}:{number}"
-            try:
-                pictures, turns = self._pictures(path, row), _turns(row)
-            except WrongFields:
-                yield Rejection(place, WRONG_FIELDS)
-                continue
-            if not all(question.strip() and answer.strip() for question, answer in turns):
-                yield Rejection(place, "empty turn")
-            elif (markers := sum(question.count(MARKER) for question, _ in turns)) not in (0, len(pictures)):
-                yield Rejection(place, "pictures and <image> markers do not match")
-            else:
-                group = self.group(pictures[0]) if pictures else f"{path.stem} {row.get('id', number)}"
-                items = _items(turns, iter(pictures)) if markers else (*pictures, *_items(turns, iter(())))
-                yield Draft(place, self.stream, items, group)
+        turns, values = self.turns(row)
+        pictures: list[Place] = []
+        for number, value in enumerate(values):
+            found = self.shown(path, f"{place}#{number}", value)
+            if isinstance(found, Rejection):
+                yield found
+                return
+            pictures.append(found)
+        try:
+            items = conversation(turns, pictures)
+        except Unusable as error:
+            yield Rejection(place, str(error))
+            return
+        name = row["id"] if isinstance(row.get("id"), str | int) else place.rpartition(":")[2]
+        group = self.group(pictures[0]) if pictures else f"{stem(path)} {name}"
+        yield Draft(place, self.stream, items, group, about=self.about(row))
 
-    def _pictures(self, path: Path, row: Any) -> list[Place]:
-        if not isinstance(row, dict):
-            raise WrongFields
-        names = row.get("image") or []
-        names = names if isinstance(names, list) else [names]
-        return [self.picture(path, name, self.root) for name in names]
+    @abstractmethod
+    def turns(self, row: dict[str, Any]) -> tuple[list[Turn], list[Any]]:
+        """The turns of a row, and its pictures as :meth:`Pictured.shown` takes them.
 
+        Raises:
+            WrongFields: It has not the fields of its kind.
+        """
 
-def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """Questions with their answers."""
-    values = []
-    rows = row.get("conversations")
-    for number, said in enumerate(rows if isinstance(rows, list) else []):
-        match said:
-            case {"from": who, "value": str(value)} if who == ("human", "gpt")[number % 2]:
-                values.append(value)
-            case _:
-                raise WrongFields
-    if not values or len(values) % 2:
-        raise WrongFields
-    return list(zip(values[::2], values[1::2], strict=True))
+    def about(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What a row says of itself."""
+        return scalars(row, "image", "system", "tools")
 
 
-def _items(turns: list[tuple[str, str]], pictures: Iterator[Place]) -> tuple[Text | Place, ...]:
-    items: list[Text | Place] = []
-    for question, answer in turns:
-        first, *parts = (part.strip() for part in question.split(MARKER))
-        while parts and not first:  # markers before the question
-            items.append(next(pictures))
-            first, *parts = parts
-        while parts and not parts[-1]:  # and after it
-            items.append(next(pictures))
-            parts.pop()
-        asked, answered = template.turn(f" {MARKER} ".join([first, *parts]), answer)
-        head, *tail = asked.text.split(MARKER)
-        items.append(Text(head, learn=False))
-        for part in tail:
-            items += [next(pictures), Text(part, learn=False)]
-        items.append(answered)
-    return tuple(items)
+class Conversations(Dialogues):
+    """``{"image"?: one or several, "conversations": [{"from", "value"}, ..], "system"?, "tools"?}`` a row.
+
+    ``<image>`` in a human turn says where a picture stands; without any the pictures open the conversation. All names
+    for who speaks are known (:data:`ROLES`). Rows with a video are left out and counted.
+    """
+
+    pattern = "sft/*"
+
+    @classmethod
+    def takes(cls, path: Path) -> bool:
+        return ending(path) in (".json", ".jsonl")
+
+    def turns(self, row: dict[str, Any]) -> tuple[list[Turn], list[Any]]:
+        said = [_said(turn) for turn in listed(row.get("conversations"))]
+        first = [text for text in (row.get("system"), row.get("tools")) if isinstance(text, str) and text.strip()]
+        if first:
+            said.insert(0, marked("system", "\n".join(first)))
+        return said, listed(row.get("image")) + listed(row.get("images"))
+
+
+class Mix(Conversations):
+    """LLaVA-NeXT's list of files with shares: ``datasets: [{json_path, sampling_strategy}]``.
+
+    A strategy is ``all``, or ``first``, ``end`` or ``random`` with a number of rows or a share: ``random:10%``. Rows
+    that it does not take are counted.
+
+    Args:
+        files: YAML files; paths in them are taken as they are, or from the YAML file's folder.
+        root: As for every source.
+        stream: As for every source.
+        pictures: As for :class:`Pictured`.
+        seed: Which rows ``random`` takes.
+    """
+
+    pattern = ""
+
+    def __init__(
+        self,
+        files: str | Path | Sequence[str | Path],
+        *,
+        root: Path | None = None,
+        stream: str | None = None,
+        pictures: PictureStore | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(files, root=root, stream=stream, pictures=pictures)
+        self.seed = seed
+        self._taken: dict[Path | Remote, list[Callable[[int], bool] | str]] = {}
+
+    def files(self) -> list[Path | Remote]:
+        """The files that the YAML files name.
+
+        Raises:
+            UserError: A YAML file is not that, or a strategy is none.
+        """
+        self._taken = {}
+        for given in super().files():
+            for name, strategy in _datasets(local(given)):
+                beside = name if "://" in name else str(local(given).parent / name)
+                for file in expand([beside]):
+                    self._taken.setdefault(file, []).append(strategy)
+        return list(self._taken)
+
+    def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:
+        if self._takes(path, int(place.rpartition(":")[2])):
+            yield from super().documents(path, place, row)
+        else:
+            yield Rejection(place, "row is not in the mix's sample", fault=False)
+
+    def _takes(self, path: Path, number: int) -> bool:
+        if not self._taken:
+            self.files()
+        chosen = self._taken[address_of(path) or path]
+        for at, strategy in enumerate(chosen):
+            if isinstance(strategy, str):
+                chosen[at] = strategy = _sampler(strategy, path, self.seed)
+            if strategy(number):
+                return True
+        return False
+
+
+def _said(turn: Any) -> Turn:
+    match turn:
+        case {"from": str(who), "value": str(text)} if who in ROLES:
+            return marked(ROLES[who], text)
+    raise WrongFields
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is, one thing as a list of it, nothing as an empty one."""
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+STRATEGY = re.compile(r"all|(first|end|random):(\d+)(%?)")
+
+
+def _datasets(path: Path) -> list[tuple[str, str]]:
+    try:
+        listed = yaml.safe_load(path.read_bytes())["datasets"]
+        found = [(one["json_path"], str(one.get("sampling_strategy", "all"))) for one in listed]
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        found = [("", "")]
+    for name, strategy in found:
+        if not isinstance(name, str) or not name or not STRATEGY.fullmatch(strategy):
+            raise UserError(
+                f"{path} has {name!r} with {strategy!r}; expected datasets: [{{json_path, sampling_strategy}}] "
+                "with all, or first, end or random and a number or a share such as random:10%"
+            )
+    return found
+
+
+def _sampler(strategy: str, path: Path, seed: int) -> Callable[[int], bool]:
+    """Whether a strategy takes the row of a number; the first is 1."""
+    found = STRATEGY.fullmatch(strategy)
+    if not found or not found[1]:
+        return lambda number: True
+    total = max((number for number, _ in rows(path)), default=0)
+    size = min(math.ceil(int(found[2]) * total / 100) if found[3] else int(found[2]), total)
+    if found[1] == "random":
+        return frozenset(random.Random(f"{seed} {path.name}").sample(range(1, total + 1), size)).__contains__
+    first = 1 if found[1] == "first" else total - size + 1
+    return range(first, first + size).__contains__

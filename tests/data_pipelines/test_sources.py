@@ -181,12 +181,14 @@ def test_bad_conversations_are_counted_by_reason(raw: Path) -> None:
     )
     assert len(drafts) == 2
     assert rejected == {
-        "wrong fields": ["turns:2", "turns:5", "turns:6", "turns:8"],
+        "wrong fields": ["turns:8"],
+        "turns are not in order": ["turns:2", "turns:5"],
+        "row is no JSON object": ["turns:6"],
         "empty turn": ["turns:3"],
         "pictures and <image> markers do not match": ["turns:4"],
     }
     (raw / "sft/turns.json").write_text("{")
-    assert read(raw, "sft") == ([], {"file is no JSON": ["turns.json"]})
+    assert read(raw, "sft") == ([], {"line is no JSON object": ["turns:1"]})
 
 
 def test_scored_pictures_are_those_of_every_scored_set(raw: Path, writers: Writers) -> None:
