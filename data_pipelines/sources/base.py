@@ -246,7 +246,7 @@ class Rows(Source):
         return [Span(start, stop, number) for (start, number), stop in zip(found, [*stops, None], strict=True)]
 
     def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
-        for place, row in placed_rows(path, span):
+        for place, row in self.rows(path, span):
             if isinstance(row, Damage):
                 yield Rejection(place, row.reason)
                 continue
@@ -254,6 +254,10 @@ class Rows(Source):
                 yield from self.documents(path, place, row)
             except WrongFields:
                 yield Rejection(place, WRONG_FIELDS)
+
+    def rows(self, path: Path, span: Span) -> Iterator[tuple[str, dict[str, Any] | Damage]]:
+        """Place and value of each row of a stretch, or why it has none."""
+        return placed_rows(path, span)
 
     @abstractmethod
     def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:

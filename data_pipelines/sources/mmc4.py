@@ -18,9 +18,11 @@ import numpy
 from scipy.optimize import linear_sum_assignment
 
 from data_pipelines.picture_store import PictureStore
-from data_pipelines.sources.base import Draft, Place, Rejection, Rows, WrongFields
-from data_pipelines.sources.lines import stem
+from data_pipelines.sources.base import WHOLE, Draft, Place, Rejection, Rows, Span, WrongFields
+from data_pipelines.sources.lines import LINE_BYTES, Damage, stem
 from data_pipelines.sources.pictured import NO_BASE64, Pictured, embedded, missing, scalars
+from data_pipelines.sources.rows import TOO_LONG, json_row
+from data_pipelines.sources.tars import CUT, is_tar, split, tar_members
 from mm1.errors import UserError
 from mm1.sample import Text
 
@@ -68,6 +70,19 @@ class MMC4(Pictured, Rows):
             names.format(shard="0", image_name="a.png", raw_url="http://a/a.png")
         except (LookupError, ValueError, AttributeError):
             raise UserError(f"names is {names!r}; expected {{shard}}, {{image_name}} and {{raw_url}} in it") from None
+
+    def spans(self, path: Path, rows: int) -> list[Span]:
+        return [WHOLE] if is_tar(path) else super().spans(path, rows)
+
+    def rows(self, path: Path, span: Span) -> Iterator[tuple[str, dict[str, Any] | Damage]]:
+        if not is_tar(path):
+            yield from super().rows(path, span)
+            return
+        members, whole = tar_members(path)
+        for number, member in enumerate((member for member in members if split(member.name)[1] == "json"), start=1):
+            yield f"{stem(path)}:{number}", json_row(member.read_bytes()) if member.size <= LINE_BYTES else TOO_LONG
+        if not whole:
+            yield path.name, Damage(CUT)
 
     def documents(self, path: Path, place: str, row: dict[str, Any]) -> Iterator[Draft | Rejection]:
         about = scalars(row)

@@ -21,7 +21,6 @@ from data_pipelines.sources.lines import (
     CHUNK,
     FAULTS,
     LINE_BYTES,
-    TOO_LONG,
     Damage,
     damage,
     is_packed,
@@ -30,8 +29,10 @@ from data_pipelines.sources.lines import (
     starts,
     unpacked,
 )
+from data_pipelines.sources.lines import TOO_LONG as LINE_TOO_LONG
 
 NO_OBJECT = Damage("line is no JSON object")
+TOO_LONG = Damage(LINE_TOO_LONG)
 NO_ROW = Damage("row is no JSON object")
 NO_LIST = Damage("JSON list is cut short or damaged")
 GAP = re.compile(r"[\s,]*")
@@ -63,7 +64,7 @@ def rows(path: Path, start: int = 0, stop: int | None = None, number: int = 0) -
                 if isinstance(line.data, Damage):
                     yield line.number, line.data
                 elif line.data.strip():
-                    yield line.number, _object(line.data)
+                    yield line.number, json_row(line.data)
 
 
 def row_starts(path: Path, every: int) -> list[tuple[int, int]]:
@@ -88,7 +89,8 @@ def _kind(path: Path) -> str:
     return "list" if OPENING.match(head.decode(errors="replace")) else "lines"
 
 
-def _object(line: bytes) -> dict[str, Any] | Damage:
+def json_row(line: bytes) -> dict[str, Any] | Damage:
+    """The object that JSON spells, or that it spells none."""
     try:
         value = json_value(line)
     except ValueError:
@@ -135,7 +137,7 @@ def _items(stream: IO[bytes], opening: re.Pattern[str]) -> Iterator[tuple[dict[s
         text, at = text[at:], 0
         more = decoder.decode(stream.read(max(CHUNK, len(text))))
         if not more or len(text) > LINE_BYTES:
-            yield Damage(TOO_LONG) if more else NO_LIST, 0, 0
+            yield TOO_LONG if more else NO_LIST, 0, 0
             return
         text += more
 

@@ -62,6 +62,12 @@ class CaptionTars(Source):
             yield Rejection(path.name, CUT)
 
 
+def is_tar(path: Path) -> bool:
+    """Whether a file begins as a tar does."""
+    with path.open("rb") as file:
+        return file.read(262)[257:] == b"ustar"
+
+
 def tar_members(path: Path) -> tuple[list[Packed], bool]:
     """The files of a tar that are whole, and whether the tar is: :mod:`tarfile` takes most damage for the end.
 
