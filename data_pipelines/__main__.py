@@ -141,6 +141,7 @@ def validate(
     *,
     rows: int | None = None,
     format: str | None = None,
+    pictures: Path | None = None,
     pipeline: Path | None = None,
     write: Path | None = None,
 ) -> None:
@@ -150,12 +151,13 @@ def validate(
         path: A file or a folder of raw data, a finished corpus, or a pipeline's YAML, whose inputs are looked at.
         rows: Most rows to read of each format; all if it is not given.
         format: A reader such as Captions, to read the files by instead of what their content tells.
+        pictures: Folder of the pictures that rows name; by default the folder of their file.
         pipeline: A pipeline's YAML; tells how many documents survive each of its steps.
         write: Where to write a pipeline's YAML that reads these files.
     """
     from data_pipelines.validate import validate as report
 
-    print(report(path, rows=rows, reader=format, pipeline=pipeline, write=write))
+    print(report(path, rows=rows, reader=format, pictures=pictures, pipeline=pipeline, write=write))
 
 
 def preview(

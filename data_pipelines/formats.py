@@ -1,25 +1,20 @@
-"""Which reader takes a file, told from what stands in it; and what a folder holds, file by file.
-
-A new kind of file is one more line in :data:`FORMATS`; the first whose condition holds is taken.
-"""
+"""Which reader takes a file, told from what stands in it. A new kind of file is one more line in :data:`FORMATS`."""
 
 from __future__ import annotations
 
-import glob
-import inspect
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import yaml
+from data_pipelines.sniff import ADDRESS, Seen
 
-from data_pipelines import sources as readers
-from data_pipelines.sniff import Seen, look
-from data_pipelines.sources import Source
-from mm1.errors import UserError
-from mm1.runs import read_object
+PICTURES = {"jpg", "jpeg", "png", "webp", "gif"}
+ROWS = ("lines", "list", "parquet")
+SCORES = {"uid", "similarity", "punsafe", "pwatermark", "NSFW", "clip_similarity_vitb32", "clip_l14_similarity_score"}
+"""Columns of tables of captioned addresses; tables of web pages have a url and a text too, and none of these."""
+
+Settings = Callable[[Seen, Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,256 +26,161 @@ class Format:
         reader: Its class in :mod:`data_pipelines.sources`.
         mark: What it is told by, for people.
         holds: The same for what was seen.
-        settings: Arguments of the reader besides ``files``, from what was seen.
+        settings: Arguments of the reader besides ``files``, as a pipeline's YAML says them, from what was seen and the
+            folder where pictures are.
     """
 
     title: str
     reader: str
     mark: str
     holds: Callable[[Seen], bool]
-    settings: Callable[[Seen], Mapping[str, Any]] = lambda _: {}
+    settings: Settings = lambda seen, pictures: {}
 
 
-def _text(seen: Seen, *names: str) -> bool:
-    return all(isinstance(seen.fields.get(name), str) for name in names)
+def store(seen: Seen, pictures: Path) -> dict[str, Any]:
+    """Where pictures are that rows name: files called so, or by a hash where rows name addresses."""
+    values = [one for value in seen.fields.values() for one in (value if isinstance(value, list) else [value])]
+    by_address = seen.holder == "parquet" or any(isinstance(one, str) and ADDRESS.match(one) for one in values)
+    kind = "HashedPictures" if by_address else "NamedPictures"
+    return {"class_path": f"data_pipelines.picture_store.{kind}", "init_args": {"folder": str(pictures)}}
+
+
+def _with_store(seen: Seen, pictures: Path) -> dict[str, Any]:
+    return {"pictures": store(seen, pictures)}
+
+
+def _tsv(seen: Seen, pictures: Path) -> dict[str, Any]:
+    columns = ["url", "caption"] if ADDRESS.match(seen.fields["0"].strip()) else ["caption", "url"]
+    return {"pictures": store(seen, pictures), "columns": columns}
+
+
+def _rows(seen: Seen, *names: str) -> bool:
+    return seen.holder in ROWS and seen.has(*names)
+
+
+def _caption_table(seen: Seen) -> bool:
+    named = seen.has("URL", "TEXT") or (seen.has("url", "text") and bool(SCORES & seen.fields.keys()))
+    return seen.holder in ROWS and (
+        named or seen.has("url", "caption") or seen.has("image", "blip_caption") or seen.has("image", "caption")
+    )
+
+
+def _answered(seen: Seen) -> bool:
+    texts = seen.fields.get("texts")
+    if isinstance(texts, str):  # the type of a column
+        return "user" in texts
+    return isinstance(texts, list) and bool(texts) and isinstance(texts[0], dict)
+
+
+def _caption_parquet(seen: Seen) -> bool:
+    pictures = [kind for name, kind in seen.fields.items() if name in PICTURES | {"image"}]
+    has_bytes = any(str(kind).startswith(("binary", "large_binary", "struct")) for kind in pictures)
+    return seen.holder == "parquet" and has_bytes and (seen.has("caption") or seen.has("text"))
 
 
 FORMATS: tuple[Format, ...] = (
     Format(
         "pictures with captions, one picture a line",
         "Captions",
-        "lines of JSON with image and captions",
+        "rows with image and captions",
         lambda seen: seen.holder == "lines" and seen.has("image", "captions"),
+    ),
+    Format(
+        "documents with multi-page TIFFs, MINT-1T's PDF part",
+        "Mint1tPages",
+        "tars of KEY.json beside KEY.tiff",
+        lambda seen: seen.holder == "tar" and bool(seen.kinds & {"tiff", "tif"}),
+    ),
+    Format(
+        "web documents with matched sentences, MMC4 in tars",
+        "MMC4",
+        "tars of KEY.json with text_list and image_info",
+        lambda seen: seen.holder == "tar" and seen.has("text_list", "image_info"),
     ),
     Format(
         "captioned pictures in tars, as img2dataset and webdataset write them",
         "CaptionTars",
         "tars of KEY.jpg beside KEY.txt or KEY.json",
-        lambda seen: seen.holder == "tar" and bool(seen.kinds & {"jpg", "jpeg", "png", "webp"}),
+        lambda seen: seen.holder == "tar" and bool(seen.kinds & PICTURES),
+    ),
+    Format(
+        "web documents with matched sentences, MMC4",
+        "MMC4",
+        "rows with text_list and image_info",
+        lambda seen: _rows(seen, "text_list", "image_info"),
+    ),
+    Format(
+        "pictures with questions and answers, as The Cauldron and FineVision keep them",
+        "Answered",
+        "rows with images and texts of user and assistant",
+        lambda seen: _rows(seen, "texts") and _answered(seen),
+    ),
+    Format(
+        "web documents in parallel lists: OBELICS, OmniCorpus, MINT-1T",
+        "ParallelLists",
+        "rows with images and texts",
+        lambda seen: _rows(seen, "images", "texts"),
+        _with_store,
     ),
     Format(
         "documents of text and pictures, one a line",
         "Interleaved",
-        "lines of JSON with items",
+        "rows with items",
         lambda seen: seen.holder == "lines" and isinstance(seen.fields.get("items"), list),
     ),
     Format(
-        "conversations in LLaVA's format",
+        "conversations, as LLaVA and ShareGPT keep them",
         "Conversations",
-        "JSON with conversations of from and value",
-        lambda seen: seen.holder in ("list", "object") and seen.has("conversations"),
+        "rows with conversations",
+        lambda seen: seen.holder in (*ROWS, "object") and seen.has("conversations"),
     ),
     Format(
-        "text, a document a line",
+        "conversations, as OpenAI and ms-swift keep them",
+        "Messages",
+        "rows with messages",
+        lambda seen: seen.holder in (*ROWS, "object") and seen.has("messages"),
+    ),
+    Format(
+        "captioned pictures in parquet, as img2dataset writes them",
+        "CaptionParquet",
+        "parquet with the bytes of pictures and caption",
+        _caption_parquet,
+    ),
+    Format(
+        "captions with addresses or names of pictures: LAION, COYO, DataComp, LLaVA's CC3M",
+        "CaptionTable",
+        "rows with url and text and scores, URL and TEXT, or image and caption",
+        _caption_table,
+        _with_store,
+    ),
+    Format(
+        "captions with addresses of pictures: CC3M, CC12M",
+        "CaptionTsv",
+        "tables of caption and address",
+        lambda seen: seen.holder == "table" and len(seen.fields) == 2 and "tabs" in seen.told,
+        _tsv,
+    ),
+    Format(
+        "pages of HTML, one a row",
+        "HtmlRows",
+        "rows with html",
+        lambda seen: _rows(seen, "html"),
+    ),
+    Format("pages of HTML", "HtmlPages", "HTML", lambda seen: seen.holder == "html"),
+    Format("pages of a crawl", "WarcPages", "WARC", lambda seen: seen.holder == "warc"),
+    Format(
+        "text, a document a row",
         "TextLines",
-        "lines of JSON with text",
-        lambda seen: seen.holder == "lines" and _text(seen, "text") and not seen.has("url"),
+        "rows with text",
+        lambda seen: _rows(seen, "text"),
+    ),
+    Format(
+        "text, a document a row",
+        "TextLines",
+        "rows with content",
+        lambda seen: _rows(seen, "content"),
+        lambda seen, pictures: {"column": "content"},
     ),
     Format("plain text", "PlainText", "text", lambda seen: seen.holder == "text"),
 )
 """In the order in which they are tried."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """Files that one reader takes.
-
-    Args:
-        title: What they hold, for people.
-        why: What they were told by.
-        source: Their reader.
-        settings: Its arguments besides ``files``, as a pipeline's YAML would say them.
-    """
-
-    title: str
-    why: str
-    source: Source
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def class_path(self) -> str:
-        """The reader's name in a pipeline's YAML."""
-        return f"{type(self.source).__module__}.{type(self.source).__qualname__}"
-
-    @property
-    def where(self) -> str:
-        """Its files in a few words."""
-        files = self.source.files()
-        return str(files[0]) if len(files) == 1 else f"{len(files):,} files such as {files[0]}"
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a path holds.
-
-    Args:
-        path: It.
-        layout: ``raw`` for a raw corpus folder (docs/data.md), ``shards`` for a finished corpus, else ``files``.
-        found: What can be read.
-        pictures: Picture files that stand about; text names them, or nothing does.
-        unknown: What cannot be told: (path, what was seen), the first of each kind.
-        left: How many files those are.
-    """
-
-    path: Path
-    layout: str
-    found: tuple[Found, ...] = ()
-    pictures: int = 0
-    unknown: tuple[tuple[Path, str], ...] = ()
-    left: int = 0
-
-
-def contents_of(path: Path, reader: str | None = None) -> Contents:
-    """What ``path``, a file or a folder, holds.
-
-    Args:
-        path: A file or a folder of this machine.
-        reader: A class to read it by, short or with its modules, instead of what is told from content.
-
-    Raises:
-        UserError: Nothing in it has a reader; the message says what was seen and what is known.
-    """
-    try:
-        is_folder, there = path.is_dir(), os.path.lexists(path)
-    except (OSError, ValueError):
-        is_folder = there = False
-    if not there:
-        raise UserError(f"{str(path)!r:.200} does not exist; expected a file or a folder of raw data")
-    if is_folder and not reader:
-        if _is_corpus(path):
-            return Contents(path, "shards")
-        if by_stream := readers.sources(path):
-            found = [_laid_out(source) for of_stream in by_stream.values() for source in of_stream]
-            return Contents(path, "raw", tuple(found))
-    contents = _files(path, _chosen(reader) if reader else None)
-    if not contents.found:
-        raise UserError(_untold(contents))
-    return contents
-
-
-def inputs_of(inputs: Mapping[str, Sequence[Source]], path: Path) -> Contents:
-    """What a pipeline's YAML names as its inputs."""
-    found = [Found(source.stream, f"{path} says so", source) for of_stream in inputs.values() for source in of_stream]
-    return Contents(path, "files", tuple(found))
-
-
-def as_pipeline(found: Sequence[Found]) -> str:
-    """A pipeline's YAML that reads these files (:mod:`data_pipelines.pipeline_file`)."""
-    inputs: dict[str, list[dict[str, Any]]] = {}
-    for one in found:
-        given = [str(file) for file in one.source.given]
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in one.settings.items()}
-        made = {"class_path": one.class_path, "init_args": {"files": _shortened(given), **settings}}
-        inputs.setdefault(one.source.stream, []).append(made)
-    sizes = {"row_tokens": 512, "tokens_per_image": 16, "image_px": 64}
-    return yaml.safe_dump({"inputs": inputs, "steps": [], "settings": sizes}, sort_keys=False, width=110)
-
-
-def _shortened(files: list[str]) -> str | list[str]:
-    """One file, or a pattern that finds just these, or all of their names."""
-    paths = [Path(file) for file in files]
-    folders, endings = {path.parent for path in paths}, {path.suffix for path in paths}
-    if len(files) > 1 and len(folders) == len(endings) == 1:
-        folder, ending = folders.pop(), endings.pop()
-        pattern = str(folder / f"*{ending}")
-        if not glob.has_magic(str(folder)) and "{" not in pattern and sorted(glob.glob(pattern)) == sorted(files):
-            return pattern
-    return files[0] if len(files) == 1 else files
-
-
-def _is_corpus(folder: Path) -> bool:
-    try:
-        return "streams" in read_object(folder / "manifest.json", "a manifest")
-    except UserError:
-        return False
-
-
-def _laid_out(source: Source) -> Found:
-    format = next((format for format in FORMATS if format.reader == type(source).__name__), None)
-    return Found(format.title if format else source.stream, f"they stand at {source.pattern}", source)
-
-
-def _chosen(name: str) -> type[Source]:
-    """The class that a user names.
-
-    Raises:
-        UserError: There is none of that name.
-    """
-    known = {kind.__name__: kind for kind in kinds()}
-    short = name.rpartition(".")[2]
-    if short not in known:
-        raise UserError(f"--format is {name!r}; expected one of {', '.join(sorted(known))}")
-    return known[short]
-
-
-def kinds() -> list[type[Source]]:
-    """Every reader there is."""
-
-    def below(kind: type[Source]) -> Iterator[type[Source]]:
-        for one in kind.__subclasses__():
-            yield one
-            yield from below(one)
-
-    return [kind for kind in below(Source) if not (inspect.isabstract(kind) or kind.__name__.startswith("_"))]  # type: ignore[type-abstract]
-
-
-def _files(path: Path, chosen: type[Source] | None) -> Contents:
-    """What the files at or below ``path`` are, grouped by the reader and its settings."""
-    groups: dict[tuple[Any, str], list[Path]] = {}
-    seen_first: dict[tuple[Any, str], Seen] = {}
-    unknown: dict[str, Path] = {}
-    pictures = left = 0
-    for file in _walk(path):
-        seen = look(file)
-        format = next((format for format in FORMATS if format.holds(seen)), None)
-        if seen.holder == "picture" and not chosen:
-            pictures += 1
-        elif format is None and not chosen:
-            unknown.setdefault(seen.told, file)
-            left += 1
-        else:
-            settings = format.settings(seen) if format and not chosen else {}
-            key = (chosen or format, repr(settings))
-            groups.setdefault(key, []).append(file)
-            seen_first.setdefault(key, seen)
-    found = [_found(key[0], files, seen_first[key]) for key, files in groups.items()]
-    return Contents(
-        path, "files", tuple(found), pictures, tuple((file, told) for told, file in unknown.items())[:5], left
-    )
-
-
-def _walk(path: Path) -> Iterator[Path]:
-    """The files below a folder in order, hidden ones left out; a file itself."""
-    if not path.is_dir():
-        yield path
-        return
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _found(format: Format | type[Source], files: list[Path], seen: Seen) -> Found:
-    if isinstance(format, Format):
-        settings = {**format.settings(seen), **_root(format, files)}
-        return Found(format.title, seen.told, getattr(readers, format.reader)(files, **settings), settings)
-    return Found(f"what --format {format.__name__} reads", f"you say so; seen was {seen.told}", format(files))
-
-
-def _root(format: Format, files: list[Path]) -> dict[str, Any]:
-    """The raw corpus folder, where files stand in one at their place: names of pictures may reach into all of it."""
-    pattern = PurePosixPath(getattr(readers, format.reader).pattern)
-    if len(pattern.parts) == 2 and all(file.parent.name == pattern.parts[0] for file in files):
-        return {"root": files[0].resolve().parent.parent}
-    return {}
-
-
-def _untold(contents: Contents) -> str:
-    marks = "; ".join(dict.fromkeys(format.mark for format in FORMATS))
-    if contents.unknown:
-        what = ", ".join(f"{file.name!r:.60} is {told}" for file, told in contents.unknown[:2])
-        more = f" (and {contents.left - 2} more files)" if contents.left > 2 else ""
-    elif contents.pictures:
-        what, more = f"{contents.pictures} picture files and no text that names them", ""
-    else:
-        what, more = "no files", ""
-    return f"{contents.path} holds nothing to train on: {what}{more}; known are {marks}"

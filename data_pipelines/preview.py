@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy
 
-from data_pipelines.formats import Contents, Found, contents_of, inputs_of
+from data_pipelines.contents import Contents, Found, contents_of, inputs_of
 from data_pipelines.parts import Tally
 from data_pipelines.pipeline_file import read_pipeline
 from data_pipelines.shown import Card, Run, Shown, items_of, plain, runs, shown, shown_pixels, visible, words
@@ -254,7 +254,8 @@ def rows_of(batch: Batch, tokenizer: Tokenizer, per_image: int) -> list[Row]:
     for b in range(len(batch.tokens_BT)):
         tokens, segments = batch.tokens_BT[b].tolist(), batch.segments_BT[b].tolist()
         learned = [False, *(target != IGNORE for target in batch.targets_BT[b].tolist()[:-1])]  # by the position before
-        cards, stretches = [], []
+        cards: list[Card] = []
+        stretches: list[Run] = []
         for segment in range(1, max(segments) + 1):
             start, stop = segments.index(segment), len(segments) - segments[::-1].index(segment)
             hue = ROW_HUES[(segment - 1) % len(ROW_HUES)]

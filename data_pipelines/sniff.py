@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-Holder = Literal["lines", "list", "object", "tar", "parquet", "table", "html", "text", "picture", "nothing"]
+Holder = Literal["lines", "list", "object", "tar", "parquet", "table", "html", "warc", "text", "picture", "nothing"]
 
 HEAD_BYTES, LONG_ROW_BYTES = 1 << 20, 1 << 26
 ROWS, MEMBERS = 10, 200
@@ -171,6 +171,8 @@ def _written(path: Path, head: bytes, wrapped: str) -> Seen:
         if row := next(_objects([whole]), None):
             return Seen("object", f"one JSON object with {_named(row)}", row)
         return Seen("nothing", "text that begins like JSON and is none")
+    if start.startswith(b"WARC/"):
+        return Seen("warc", "a WARC archive")
     if _HTML.match(start):
         return Seen("html", "a page of HTML")
     return _prose(head)

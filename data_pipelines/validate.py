@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipelines.formats import Contents, Found, as_pipeline, contents_of, inputs_of
+from data_pipelines.contents import Contents, Found, as_pipeline, contents_of, inputs_of
 from data_pipelines.parts import ALIKE, Tally, taken
 from data_pipelines.pipeline_file import read_pipeline
 from data_pipelines.places import Remote, Stretch, local
@@ -146,6 +146,7 @@ def validate(
     *,
     rows: int | None = None,
     reader: str | None = None,
+    pictures: Path | None = None,
     pipeline: Path | None = None,
     write: Path | None = None,
 ) -> str:
@@ -155,6 +156,7 @@ def validate(
         path: Raw files, a raw corpus folder (docs/data.md), a finished corpus, or a pipeline's YAML.
         rows: Most rows to read of each format; None reads all.
         reader: Class to read by, instead of what content tells.
+        pictures: Folder of the pictures that rows name, where that is not the folder of their file.
         pipeline: YAML with the steps that documents would go through.
         write: Where to write a YAML that reads these files.
 
@@ -166,7 +168,7 @@ def validate(
         pipeline = path
         contents = inputs_of(read_pipeline(path)[0].inputs, path)
     else:
-        contents = contents_of(path, reader)
+        contents = contents_of(path, reader, pictures)
     if contents.layout == "shards":
         return _corpus(path, rows)
     steps = read_pipeline(pipeline)[0].steps if pipeline else ()

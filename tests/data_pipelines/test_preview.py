@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.formats import contents_of
+from data_pipelines.contents import contents_of
 from data_pipelines.pipeline import Settings, build
 from data_pipelines.preview import preview
 from data_pipelines.shown import Shown, Word, shown, spelled, visible, words
@@ -96,8 +96,9 @@ def test_a_finished_corpus_is_shown_in_its_tokens_and_targets(corpus: Path, tmp_
     only_read = "".join(said for kind, said in sft if kind.startswith("r"))
     assert "A blob." in learned
     assert "What is it?" in only_read
-    samples = {sample.id: sample for sample in ShardSet(corpus, "captions", "train")}
-    texts = [sample.items[1].text for sample in samples.values() if isinstance(sample.items[1], Text)]
+    shards = ShardSet(corpus, "captions", "train")
+    captions = [shards[i].items[1] for i in range(len(shards))]
+    texts = [caption.text for caption in captions if isinstance(caption, Text)]
     shown_texts = ["".join(said for kind, said in card if kind == "l") for card in page.cards]
     assert set(shown_texts) & set(texts)
 
