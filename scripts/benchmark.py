@@ -1,0 +1,32 @@
+"""The door to the benchmarks: ``data`` times a loader worker beside its bound and its peers, ``pipeline`` the shards.
+
+    python scripts/benchmark.py data --seconds 5 --repeats 5
+    python scripts/benchmark.py pipeline
+
+docs/benchmarks says what the figures mean. Every command appends rows to a CSV file there, with machine and date.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.data import data  # noqa: E402
+from benchmarks.pipeline import pipeline  # noqa: E402
+
+from mm1.errors import door, underscored  # noqa: E402
+
+
+def main() -> None:
+    """Run a command."""
+    from jsonargparse import auto_cli
+
+    commands = {"data": data, "pipeline": pipeline}
+    door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
+
+
+if __name__ == "__main__":
+    main()

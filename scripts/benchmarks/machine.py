@@ -1,0 +1,54 @@
+"""What a figure depends on besides our code: machine, load, versions; and the CSV files where figures are kept."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(tempfile.gettempdir()) / "mm1-benchmark"  # where corpora are kept from run to run
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
+
+
+def machine() -> dict[str, Any]:
+    """Date, processor, cores and how busy they were when asked."""
+    load = round(os.getloadavg()[0], 2)
+    return {"date": date.today().isoformat(), "cpu": _processor(), "cores": os.cpu_count(), "load": load}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions; ``-`` for what is not installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "-"
+    return found
+
+
+def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Add rows to ``docs/benchmarks/<name>``, with a header if the file is new; returns its path."""
+    path = RESULTS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
