@@ -30,7 +30,7 @@ from data_pipelines.finish import Finish, scored_print
 from data_pipelines.parts import SPLITS, Job, Part, Survey, Tally, Walk, clear, finished, parts_of, stat, survey
 from data_pipelines.settings import Settings
 from data_pipelines.sources import Rejection, Source, scored_pictures, sources
-from data_pipelines.steps import Alike, Step
+from data_pipelines.steps import Alike, Step, told
 from mm1.data.fingerprint import Known
 from mm1.data.shards import DAMAGED, FORMAT
 from mm1.data.tokenizer import Tokenizer, find
@@ -99,7 +99,7 @@ class Pipeline:
         parts = {name: parts_of(name, readers, settings.part_rows) for name, readers in self.inputs.items()}
         pictures = scored_pictures(self.scored) if self.scored else []
         about = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, **asdict(settings), "also": [*settings.also]}
-        base = _hash([about, self.strict, [stat(path) for path in pictures], _told(self.steps)])
+        base = _hash([about, self.strict, [stat(path) for path in pictures], [told(step) for step in self.steps]])
         surveys = self._surveys(parts, engine)
         thresholds = {name: _threshold(found, settings.val_share) for name, found in surveys.items()}
         every = {name: _hash([base, thresholds[name], [one.stamp for one in surveys[name]]]) for name in parts}
@@ -206,14 +206,6 @@ def _threshold(surveys: list[Survey], val_share: float) -> int:
     if val_share and documents >= SMALLEST_WITH_VALIDATION and lowest < 2**64:
         threshold = max(threshold, lowest + 1)
     return threshold
-
-
-def _told(steps: Sequence[Step]) -> list[Any]:
-    """Steps with their settings: what is public of them."""
-    return [
-        [type(step).__qualname__, {name: value for name, value in vars(step).items() if name[0] != "_"}]
-        for step in steps
-    ]
 
 
 def _losses(walk: Walk, part: Part) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_pipelines.steps.base import Alike, EachPicture, Pictures, Step, without
+from data_pipelines.steps.base import Alike, EachPicture, Pictures, Step, told, without
 from data_pipelines.steps.duplicates import NearPicture, NearText, Same
 from data_pipelines.steps.metadata import Metadata
 from data_pipelines.steps.optout import OptOut
@@ -35,5 +35,6 @@ __all__ = [
     "Step",
     "TextLength",
     "Wording",
+    "told",
     "without",
 ]

@@ -11,6 +11,9 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 import numpy
 import PIL.ExifTags
@@ -132,6 +135,29 @@ class Alike(Step):
     def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
         """Leaves the document alone: which of them are lost is known when all have been seen."""
         return draft
+
+
+def told(value: Any) -> Any:
+    """A step or another setting as plain values, the same in every run as long as it does the same.
+
+    Of a step or another object what it is and what is public of it, of a function its name, of a file size and date.
+    """
+    match value:
+        case None | str() | int() | float():
+            return value
+        case dict():
+            return {str(name): told(one) for name, one in value.items()}
+        case list() | tuple():
+            return [told(one) for one in value]
+        case set() | frozenset():
+            return sorted(map(str, value))
+        case Path():
+            found = value.stat() if value.exists() else None
+            return [str(value), found and found.st_size, found and found.st_mtime_ns]
+        case FunctionType() | BuiltinFunctionType() | type():
+            return f"{value.__module__}.{value.__qualname__}"
+    public = {name: one for name, one in vars(value).items() if name[0] != "_"} if hasattr(value, "__dict__") else {}
+    return [told(type(value)), told(public)]
 
 
 def sift(draft: Draft, refuse: Callable[[Place], str]) -> Draft | Rejection:
