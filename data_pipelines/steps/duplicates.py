@@ -158,18 +158,18 @@ class NearPicture(Alike):
         blocks = bits + 2 if blocks is None else blocks
         if not bits < blocks <= 16:
             raise UserError(f"blocks is {blocks} and bits {bits}; expected blocks above bits, and 16 at most")
-        self.bits, self.levels, self.several = bits, levels, several
+        self.bits, self.levels, self.blocks, self.several = bits, levels, blocks, several
         edges = [round(at * 64 / blocks) for at in range(blocks + 1)]
         pieces = [((1 << high) - 1) ^ ((1 << low) - 1) for low, high in pairwise(edges)]
         chosen = list(combinations(pieces, blocks - bits))
-        self.masks = numpy.array([sum(some) for some in chosen], dtype=numpy.uint64)
+        self._masks = numpy.array([sum(some) for some in chosen], dtype=numpy.uint64)
         self.keys_per_document = len(chosen)
 
     def keys(self, draft: Draft, pictures: Pictures) -> numpy.ndarray:
         if not draft.pictures or (self.several == "leave" and len(draft.pictures) > 1):
             return NONE
         bits = pictures.fingerprint(draft.pictures[0]).bits
-        return mixed((self.masks & bits)[:, None])
+        return mixed((self._masks & bits)[:, None])
 
     def sketch(self, draft: Draft, pictures: Pictures) -> bytes:
         one = pictures.fingerprint(draft.pictures[0])

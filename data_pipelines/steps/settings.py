@@ -30,12 +30,12 @@ def share(name: str, value: float) -> None:
 
 
 def there(name: str, paths: Iterable[Path]) -> tuple[Path, ...]:
-    """The paths, each of which exists.
+    """The paths, made whole for processes that work elsewhere; each exists.
 
     Raises:
         UserError: One that does not.
     """
-    paths = tuple(map(Path, paths))
+    paths = tuple(Path(path).absolute() for path in paths)
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; expected a file or folder at {name}")

@@ -59,7 +59,7 @@ class Similarity(Step):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "a file at weights"
             raise UserError(f"open_clip has no weights {pretrained!r} of {model}; expected {tags} at pretrained")
         self.model, self.minimum, self.device, self.batch = model, minimum, device, batch
-        self.weights = str(there("weights", [weights])[0]) if weights else pretrained if known else None
+        self.weights = there("weights", [weights])[0] if weights else pretrained if known else None
 
     def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
         if not draft.pictures:
@@ -96,7 +96,7 @@ def sentences(draft: Draft) -> Iterator[str]:
 
 
 @functools.cache
-def _load(model: str, weights: str | None, device: str) -> tuple[Any, Any, Any]:
+def _load(model: str, weights: Path | str | None, device: str) -> tuple[Any, Any, Any]:
     """The CLIP, its preprocessing and its tokenizer.
 
     Raises:
@@ -105,7 +105,9 @@ def _load(model: str, weights: str | None, device: str) -> tuple[Any, Any, Any]:
     import open_clip
 
     try:
-        clip, prepare = open_clip.create_model_from_pretrained(model, pretrained=weights, device=device)
+        clip, prepare = open_clip.create_model_from_pretrained(
+            model, pretrained=str(weights) if weights else None, device=device
+        )
         return clip.eval(), prepare, open_clip.get_tokenizer(model)
     except Exception as error:  # open_clip and the hub's client raise a dozen unrelated classes
         told = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -103,11 +103,11 @@ class BadWords(Step):
         words = "|".join(re.escape(word.casefold()) for word in sorted(lines(path), key=len, reverse=True))
         if not words:
             raise UserError(f"{file} has no words; expected a list at file, one word or phrase a line")
-        self.most = most
-        self.pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)" if whole_words else words)
+        self.file, self.whole_words, self.most = path, whole_words, most
+        self._pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)" if whole_words else words)
 
     def __call__(self, draft: Draft, pictures: Pictures) -> Draft | Rejection:
-        found = sum(1 for _ in self.pattern.finditer(draft.text.casefold()))
+        found = sum(1 for _ in self._pattern.finditer(draft.text.casefold()))
         return draft if found <= self.most else Rejection(draft.id, "bad words", fault=False)
 
 
