@@ -6,6 +6,7 @@ import glob
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -238,7 +239,7 @@ def _files(path: Path, chosen: type[Source] | None, pictures: Path | None) -> Co
         together = set() if chosen else _pairs(names)
         pairs = pairs or bool(together)
         for name in names:
-            if name not in together and (chosen or not _beside_tar(name, names)):
+            if name not in together and (chosen or not _beside(folder, name, names)):
                 sorting.add(folder / name)
     found = list(sorting.found())
     if pairs:
@@ -267,10 +268,12 @@ def _pairs(names: list[str]) -> set[str]:
     return set()
 
 
-def _beside_tar(name: str, names: list[str]) -> bool:
-    """Whether a file is what img2dataset writes beside a tar."""
-    return any(name == f"{stem}{end}" and f"{stem}.tar" in names for end in (".parquet", "_stats.json")
-               for stem in [name.removesuffix(end)])  # fmt: skip
+def _beside(folder: Path, name: str, names: list[str]) -> bool:
+    """Whether a file is what img2dataset writes beside its tars, folders and parquet files."""
+    if stem := re.fullmatch(r"(.+)_stats\.json", name):
+        return {f"{stem[1]}.tar", f"{stem[1]}.parquet"} & {*names} != set()
+    stem = re.fullmatch(r"(.+)\.parquet", name)
+    return stem is not None and (f"{stem[1]}.tar" in names or (folder / stem[1]).is_dir())
 
 
 def _root(format: Format, files: list[Path]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -258,7 +259,15 @@ def _told(findings: Findings, pipeline: Path | None) -> Iterator[str]:
 
 
 def _settings(found: Found) -> str:
-    return "".join(f", {name} = {value}" for name, value in found.settings.items())
+    """The reader's settings, and of objects among them the class and its own."""
+
+    def told(value: Any) -> str:
+        if isinstance(value, dict):
+            given = ", ".join(f"{name}={inner}" for name, inner in value["init_args"].items())
+            return f"{value['class_path'].rpartition('.')[2]}({given})"
+        return str(value)
+
+    return "".join(f", {name} = {told(value)}" for name, value in found.settings.items())
 
 
 def _reasons(tally: Tally) -> list[str]:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +26,7 @@ from data_pipelines.formats import FORMATS
 from data_pipelines.pipeline import Settings, build
 from data_pipelines.pipeline_file import read_pipeline
 from data_pipelines.sniff import MAGIC, PACKED, UNREAD, look
+from data_pipelines.sources import CaptionTsv
 from data_pipelines.validate import Spread, validate
 from mm1.errors import UserError
 
@@ -132,6 +135,81 @@ def test_the_pipeline_that_it_writes_reads_the_same_files(raw: Path, tmp_path: P
     assert "documents   24 can be used, 0 cannot" in again
     many = as_pipeline(contents_of(raw / "text/lines.jsonl").found)
     assert yaml.safe_load(many)["inputs"]["text"][0]["init_args"]["files"] == str(raw / "text/lines.jsonl")
+
+
+SHAPES: list[tuple[str, dict[str, Any]]] = [
+    ("TextLines", {"text": "a", "url": "https://x.org", "language_score": 0.9}),
+    ("CaptionTable", {"url": "https://x.org/1.jpg", "text": "a", "clip_similarity_vitb32": 0.3, "punsafe": 0.1}),
+    ("CaptionTable", {"URL": "https://x.org/1.jpg", "TEXT": "a", "similarity": 0.3}),
+    ("CaptionTable", {"uid": "0" * 32, "url": "https://x.org/1.jpg", "text": "a"}),
+    ("CaptionTable", {"image": "GCC_train_000000000.jpg", "caption": "a", "blip_caption": "b", "url": "https://x.org"}),
+    ("MMC4", {"url": "https://x.org", "text_list": ["a"], "image_info": [], "similarity_matrix": []}),
+    ("ParallelLists", {"images": [None, "https://x.org/1.jpg"], "texts": ["a", None], "metadata": "[]"}),
+    ("Conversations", {"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+    ("Messages", {"messages": [{"role": "user", "content": "a"}], "images": []}),
+    ("Answered", {"images": [], "texts": [{"user": "a", "assistant": "b"}]}),
+    ("HtmlRows", {"url": "https://x.org", "html": "<p>a</p>"}),
+    ("Captions", {"image": "a.jpg", "captions": ["a"]}),
+    ("Interleaved", {"items": [{"type": "text", "text": "a"}]}),
+    ("CaptionParquet", {"jpg": b"x", "caption": "a", "url": "https://x.org/1.jpg", "key": "0", "status": "success"}),
+    ("CaptionParquet", {"image": {"bytes": b"x", "path": None}, "text": "a"}),
+]
+OURS = ("Captions", "Interleaved")  # lines alone
+
+
+def written(path: Path, row: dict[str, Any], holder: str) -> Path:
+    if holder == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row]), path)
+    elif holder == "lines":
+        path.write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
+    else:
+        path.write_text(json.dumps([row, row], indent=2))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("reader", "row", "holder"),
+    [
+        (reader, row, holder)
+        for reader, row in SHAPES
+        for holder in ("lines", "list", "parquet")
+        if (holder == "parquet" or reader != "CaptionParquet") and (holder == "lines" or reader not in OURS)
+    ],
+)
+def test_a_row_of_each_public_format_finds_its_reader(
+    reader: str, row: dict[str, Any], holder: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "rows.data", row, holder)
+    assert type(contents_of(path).found[0].source).__name__ == reader
+    assert "reading stopped" not in validate(path, write=tmp_path / "pipeline.yaml")
+    ((source,),) = read_pipeline(tmp_path / "pipeline.yaml")[0].inputs.values()
+    assert type(source).__name__ == reader
+    assert source.files() == [path]
+
+
+@pytest.mark.parametrize(
+    ("line", "columns"),
+    [("a dog\thttps://x.org/1", ["caption", "url"]), ("https://x.org/1\ta dog", ["url", "caption"])],
+)
+def test_cc3m_and_cc12m_differ_in_order(line: str, columns: list[str], tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text(f"{line}\n{line}\n")
+    (found,) = contents_of(tmp_path).found
+    assert isinstance(found.source, CaptionTsv)
+    assert found.source.columns == columns
+
+
+IMG2DATASET = Path(__file__).parent / "files/img2dataset"
+
+
+@pytest.mark.parametrize(
+    ("mode", "reader"), [("files", "CaptionFolders"), ("parquet", "CaptionParquet"), ("webdataset", "CaptionTars")]
+)
+def test_what_img2dataset_writes_is_one_thing_with_all_that_lies_beside(mode: str, reader: str) -> None:
+    contents = contents_of(IMG2DATASET / mode)
+    (found,) = contents.found
+    assert type(found.source).__name__ == reader
+    assert contents.left == 0
+    assert "documents   5 can be used" in validate(IMG2DATASET / mode)
 
 
 def test_every_format_names_a_reader_that_there_is() -> None:
