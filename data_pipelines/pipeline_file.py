@@ -1,15 +1,13 @@
 """A pipeline as a YAML: inputs, steps and settings by import path, the same file on one machine and on a cluster.
 
-out: runs/corpus
-inputs:
-  captions:
-    - class_path: data_pipelines.sources.CaptionTars
-      init_args: {files: "s3://bucket/laion/{00000..00127}.tar"}
-steps:
-  - class_path: data_pipelines.steps.PictureSize
-    init_args: {smallest_px: 200}
-settings: {row_tokens: 4096, tokens_per_image: 144, image_px: 378}
-scored: ../eval            # a raw corpus folder; its scored pictures are never trained on
+    out: corpora/mine
+    inputs: {captions: [{class_path: CaptionTars, init_args: {files: "s3://bucket/laion/{00000..00127}.tar"}}]}
+    steps: [{class_path: PictureSize, init_args: {min_side_px: 200}}]
+    settings: {row_tokens: 4096, tokens_per_image: 144, image_px: 378}
+    scored: ../eval
+
+A class of ours needs no module before its name; one of yours is ``my_package.MyStep``. ``scored`` is a raw corpus folder
+whose scored pictures are never trained on.
 """
 
 from __future__ import annotations

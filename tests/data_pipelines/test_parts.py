@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mm1.data.shards import ShardSet
 from mm1.errors import UserError
 from mm1.sample import Text
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Settings(row_tokens=64, tokens_per_image=4, image_px=16, val_share=0.1, part_rows=7)
 
 
@@ -182,6 +184,16 @@ def test_a_pipeline_is_a_yaml(raw: Path, out: Path, monkeypatch: pytest.MonkeyPa
     main()
     assert "text         train" in capsys.readouterr().out
     assert len(texts(out)) == 61
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/pipelines").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_pipeline_of_ours_can_be_read(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in re.findall(r"folder: ([\w/]+)", path.read_text()):  # stores look for theirs at once
+        Path(folder).mkdir(parents=True)
+    made, out = read_pipeline(path)
+    assert out
+    assert all(reader.given for readers in made.inputs.values() for reader in readers)
 
 
 def test_a_pipeline_gives_a_tokenizer_its_text(raw: Path, tmp_path: Path) -> None:
