@@ -24,6 +24,9 @@ DIGESTS = {32: "md5", 40: "sha1", 64: "sha256"}  # by the letters of their hexad
 class OptOut(EachPicture):
     """Refuses documents from listed addresses and sites, and leaves listed pictures out.
 
+    A page goes with its own address. A picture's address is known where ``about`` or its place has it; pictures that
+    were downloaded under another name are found by ``hashes``.
+
     A list is read once in each process and takes 8 bytes an entry there. Robots files and ``noai`` marks are not known
     here any more: whoever downloads has to heed them.
 
