@@ -45,6 +45,7 @@ class Objective(lightning.LightningModule):
         self.seed, self.init_from, self.compiled = seed, init_from, compiled
         self.origin_json: str | None = None  # of the parts that init_from was joined of
         self.window: Tensor = torch.ones(2, device="cpu")
+        self.copies: torch.cuda.Stream | None = None
         self.step_sums: LossSums | None = None
         self.resumed_groups: list[dict[str, Any]] | None = None
 
@@ -86,6 +87,22 @@ class Objective(lightning.LightningModule):
             )
         self.model.load_state_dict(found.weights)
         self.origin_json = found.origin_json
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copy on a stream of its own, while the device still computes the step before; the loader's memory is pinned.
+
+        Lightning itself copies what is no plain tensor only after everything queued before, and waits for it.
+        """
+        if device.type != "cuda":
+            return batch.to(device)
+        self.copies = self.copies or torch.cuda.Stream(device)
+        with torch.cuda.stream(self.copies):
+            batch = batch.to(device, non_blocking=True)
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(self.copies)
+        for tensor in (value for value in vars(batch).values() if isinstance(value, Tensor)):
+            tensor.record_stream(computing)  # so that its memory is not given away before it was computed with
+        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's loss.
