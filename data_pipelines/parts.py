@@ -182,14 +182,16 @@ class Walk:
                 if isinstance(draft, Rejection):
                     break
                 tally.steps[at]["in"] += 1
-                draft = Rejection(draft.id, ALIKE, fault=False) if number in lost[at] else taken(step, draft, pictures)
+                draft = like_another(step, draft) if number in lost[at] else taken(step, draft, pictures)
                 tally.steps[at]["out"] += isinstance(draft, Draft)
             if strict and isinstance(draft, Rejection) and draft.fault:
                 raise fault(draft)
             yield number, draft, pictures
 
 
-ALIKE = "like an earlier document"
+def like_another(step: Step, draft: Draft) -> Rejection:
+    """That a step which compares documents found an earlier one like it."""
+    return Rejection(draft.id, f"like an earlier document ({type(step).__name__})", fault=False)
 
 
 def taken(step: Step, draft: Draft, pictures: Pictures) -> Draft | Rejection:

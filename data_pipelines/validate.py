@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipelines.contents import Contents, Found, as_pipeline, contents_of, inputs_of
-from data_pipelines.parts import ALIKE, Tally, taken
+from data_pipelines.parts import Tally, like_another, taken
 from data_pipelines.pipeline_file import read_pipeline
 from data_pipelines.places import Remote, Stretch, local
 from data_pipelines.sources.base import Draft, Place, Rejection, Source
@@ -121,7 +121,7 @@ class StepCount:
             and isinstance(result, Draft)
             and self._like_another(self.step, draft, pictures)
         ):
-            result = Rejection(draft.id, ALIKE, fault=False)
+            result = like_another(step, draft)
         if isinstance(result, Draft):
             self.after += 1
         else:

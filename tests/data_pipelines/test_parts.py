@@ -116,7 +116,7 @@ def test_of_what_is_alike_the_first_stays_and_all_is_counted(raw: Path, out: Pat
     written = manifest["streams"]["text"]
     assert {reason: found["count"] for reason, found in written["dropped"].items()} == {
         "too short": 1,
-        "like an earlier document": 20,
+        "like an earlier document (SameEnd)": 20,
     }
     assert written["steps"] == [{"step": "LongEnough", "in": 61, "out": 60}, {"step": "SameEnd", "in": 60, "out": 40}]
     assert written["train"]["documents"] + written["val"]["documents"] == 40

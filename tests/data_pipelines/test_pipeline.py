@@ -214,7 +214,7 @@ def test_a_changed_input_rebuilds_its_stream_alone(raw: Path, out: Path, writers
 def test_a_build_that_was_stopped_goes_on_with_the_next_stream(raw: Path, out: Path) -> None:
     (raw / "sft/turns.json").rename(raw / "turns.json")
     (raw / "sft/turns.json").write_text("{")
-    with pytest.raises(UserError, match="file is no JSON"):
+    with pytest.raises(UserError, match="line is no JSON object"):
         build(raw, out, SMALL, strict=True)
     before = files(out)
     assert "unfinished.json" in before
