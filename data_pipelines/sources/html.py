@@ -16,19 +16,24 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from data_pipelines.picture_store import PictureStore
 from data_pipelines.sources.base import WHOLE, Draft, Place, Rejection, Rows, Span, WrongFields
-from data_pipelines.sources.lines import CUT, stem
+from data_pipelines.sources.lines import CUT, FAULTS, damage, stem, unpacked
 from data_pipelines.sources.pictured import Pictured, scalars
 from mm1.errors import UserError
 from mm1.sample import Text
 
 PAGE_BYTES = 1 << 24
 TOO_LONG = f"page of more than {PAGE_BYTES >> 20} MiB"
+RECORD_END = b"\r\n\r\n"
+HTML = ("text/html", "application/xhtml+xml")
 WHERE = ("data-src", "data-original", "data-lazy-src", "src")  # where pages that load late say what they will show
+NESTED = 300  # finding what is boilerplate takes the square of it; browsers stop at 512
+DEEP = " > ".join(["*"] * NESTED)
+TOO_DEEP = f"page nested more than {NESTED} deep"
 BOILERPLATE = ["nav", "footer", "aside", "body > header"]
 
 
@@ -49,10 +54,14 @@ def content(page: str) -> list[str | Picture]:
     """The main content of a page: stretches of text, and pictures, in the order of the DOM.
 
     Raises:
+        ValueError: It is nested too deeply. The message is the reason, to be counted.
         UserError: resiliparse is not installed.
     """
     html, extract = _resiliparse()
+    page = page.encode(errors="replace").decode()  # half a surrogate pair is no text
     tree = html.HTMLTree.parse(page)
+    if tree.document.query_selector(DEEP) is not None:
+        raise ValueError(TOO_DEEP)
     key = hashlib.sha256(page.encode(errors="surrogatepass")).hexdigest()[:16]
     pictures = []
     for number, image in enumerate(tree.document.get_elements_by_tag_name("img")):
@@ -99,11 +108,15 @@ class Pages(Pictured):
         """The document that a page becomes."""
         if len(html) > PAGE_BYTES:
             return Rejection(place, TOO_LONG)
+        try:
+            parts = content(_decoded(html) if isinstance(html, bytes) else html)
+        except ValueError as error:
+            return Rejection(place, str(error))
         url = about.get("url")
         items: list[Text | Place] = []
         lost: list[Rejection] = []
         said: list[str] = []
-        for part in content(_decoded(html) if isinstance(html, bytes) else html):
+        for part in parts:
             if isinstance(part, str):
                 items.append(Text(part))
                 continue
@@ -149,17 +162,59 @@ class WarcPages(Pages):
         from fastwarc.warc import ArchiveIterator, WarcRecordType
 
         number = 0
-        try:
-            for record in ArchiveIterator(str(path), record_types=WarcRecordType.response, fsspec_args=False):
+        with path.open("rb") as file:
+            stream: Any = _Ended(unpacked(file))
+            records = ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=False)
+            while True:
                 number += 1
                 place = f"{stem(path)}:{number}"
-                if (record.http_content_type or "").split(";")[0] not in ("text/html", "application/xhtml+xml"):
-                    continue
-                html = record.reader.read(PAGE_BYTES + 1)
-                about = {"url": record.headers.get("WARC-Target-URI") or ""}
-                yield self.page(path, place, html, about)
-        except (OSError, ValueError):  # what fastwarc raises for archives that are cut short or damaged
-            yield Rejection(f"{stem(path)}:{number + 1}", CUT)
+                try:
+                    if (record := next(records, None)) is None:
+                        break
+                    found = _response(record)
+                except FAULTS as error:
+                    yield Rejection(place, damage(error).reason)
+                    return
+                if isinstance(found, str):
+                    yield Rejection(place, found)
+                elif found:
+                    yield self.page(path, place, *found)
+            if stream.last not in (b"", RECORD_END):
+                yield Rejection(place, CUT)
+
+
+class _Ended:
+    """A stream that knows what it ended with, since fastwarc takes a cut between two records for the end."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._at, self.last = stream, 0, b""
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._at += len(data)
+        self.last = (self.last + data)[-len(RECORD_END) :]
+        return data
+
+    def tell(self) -> int:
+        return self._at
+
+
+def _response(record: Any) -> tuple[bytes, dict[str, Any]] | str | None:
+    """The page that a record of a WARC holds, and where it was, if it holds one; or why not.
+
+    Raises:
+        OSError: The record is not whole.
+    """
+    size = record.content_length
+    if size > PAGE_BYTES:
+        return TOO_LONG
+    record.freeze()
+    if record.content_length < size or "Content-Length" not in record.headers:
+        raise OSError(CUT)
+    record.parse_http(auto_decode="all")
+    if (record.http_content_type or "").split(";")[0] not in HTML:
+        return None
+    return record.reader.read(PAGE_BYTES + 1), {"url": record.headers.get("WARC-Target-URI", "")}
 
 
 def _resiliparse() -> tuple[Any, Any]:
