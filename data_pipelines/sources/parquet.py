@@ -39,6 +39,8 @@ def parquet_rows(
 ) -> Iterator[tuple[int, dict[str, Any] | Damage]]:
     """Number and columns of the rows of the groups ``start`` to before ``stop``, and what was wrong with them.
 
+    Of a damaged group what stands before the damage is used, and the groups after it.
+
     Args:
         path: The file.
         start: The first row group.
@@ -46,14 +48,26 @@ def parquet_rows(
         number: How many rows stand before.
     """
     try:
-        with _opened(path) as file:
-            last = file.metadata.num_row_groups if stop is None else min(stop, file.metadata.num_row_groups)
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=list(range(start, last))):
-                for row in _rows(batch):
-                    number += 1
-                    yield number, row
+        file = _opened(path)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     except FAULTS:
         yield number + 1, Damage(CUT)
+        return
+    with file:
+        for group, size in list(enumerate(sizes))[start:stop]:
+            read = 0
+            try:
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group]):
+                    for row in _rows(batch):
+                        read += 1
+                        yield number + read, row
+            except FAULTS:
+                read = -1
+            number += size
+            if read != size:
+                yield number, Damage(CUT)
+        if sum(sizes) != file.metadata.num_rows and stop is None:
+            yield number + 1, Damage(CUT)
 
 
 def cell(path: Path, row: int, column: str) -> Any:

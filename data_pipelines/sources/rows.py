@@ -80,7 +80,7 @@ def row_starts(path: Path, every: int) -> list[tuple[int, int]]:
 
 def _kind(path: Path) -> str:
     with path.open("rb") as file:
-        if file.read(len(parquet.MAGIC)) == parquet.MAGIC:
+        if file.read(len(parquet.MAGIC)) == parquet.MAGIC or path.suffix == ".parquet":  # or what is left of one
             return "parquet"
         try:
             head = unpacked(file).read(CHUNK)

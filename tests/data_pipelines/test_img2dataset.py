@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterable
@@ -172,8 +171,8 @@ def test_folders(tmp_path: Path) -> None:
     for wrong in (tmp_path / "nowhere", tmp_path / "files/00000/000000.jpg"):
         with pytest.raises(UserError, match="expected a folder"):
             CaptionFolders(wrong).files()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="without a picture"):
-        os.makedirs(tmp_path / "empty")
         CaptionFolders(tmp_path / "empty").files()
 
 
