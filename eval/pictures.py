@@ -10,7 +10,7 @@ from pathlib import Path
 import PIL.Image
 
 from mm1.data.image import PictureError, decode
-from mm1.data.streams import GREY
+from mm1.data.reader import GREY
 from mm1.errors import UserError
 
 

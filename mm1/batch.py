@@ -62,6 +62,7 @@ class Batch:
         images_ICHW: uint8[I, 3, S, S]; the pictures in the order of their places, row by row. I may be 0.
         sources: Names of the streams.
         documents: Document ids, for exactly-once accounting.
+        damaged: Documents that could not be read and are padding now: source, where each is, and why.
         window_targets: Targets in all micro-batches of this optimizer step on this rank, the denominator of the loss.
         window_tokens: Positions that are not padding, likewise, the denominator of router statistics.
         state: What the loader needs to go on after this batch, a small plain value.
@@ -75,6 +76,7 @@ class Batch:
     images_ICHW: Tensor
     sources: tuple[str, ...] = ("documents",)
     documents: tuple[str, ...] = ()
+    damaged: tuple[tuple[str, str, str], ...] = ()
     window_targets: int = 0
     window_tokens: int = 0
     state: dict[str, Any] | None = field(default=None, repr=False)

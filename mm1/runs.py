@@ -4,6 +4,7 @@
       run.json                 format, name, kind, finished or not, hardware, versions
       config.yaml              the fully resolved configuration
       metrics.jsonl            one JSON object a line, see below
+      quarantine.jsonl         damaged documents that were left out: step, rank, split, source, where, reason
       checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one
       eval/<name>/answers.jsonl, scores.json
 
@@ -14,12 +15,14 @@
     diverged      true where the loss became NaN and training stopped
     mix_target    {source: weight}    mix_unit: positions | ...    what the mixture was asked for
     steps         of the whole run
+    packing       {fill, fill_bound, images_needed}    positions that the first rows fill, can fill at most, and why
 
 Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val``, ``experts`` or ``eval``), ``step``, ``time_s`` (seconds
 of training), ``positions`` and ``flops`` (both cumulative), and the named numbers:
 
     train    loss  loss/<source>  balance  z  lr/<part>  positions_per_s  padding  images_per_row
-             mix/documents/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>   realised shares
+             mix/documents/<source>  mix/rows/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>
+                                                                       realised shares since the start
              epochs/<source>                                           how often each source was read through
     val      loss  loss/<source>  sight_gap  sight_gap/<source>       blind minus sighted held-out loss, nats a token
     experts  load: one list per MoE layer of the share of tokens each expert got; layers: their indices
@@ -110,6 +113,7 @@ class Run:
         self.folder = Path(folder)
         self.config = self.folder / "config.yaml"
         self.metrics = self.folder / "metrics.jsonl"
+        self.quarantine = self.folder / "quarantine.jsonl"
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = self.folder / "checkpoints" / "best.ckpt"
 
@@ -125,7 +129,7 @@ class Run:
 
     def forget(self) -> None:
         """Take away what a run wrote, for one that starts over in its folder; evaluations stay."""
-        for path in (self.folder / "run.json", self.metrics):
+        for path in (self.folder / "run.json", self.metrics, self.quarantine):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.last.parent, ignore_errors=True)
 

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from mm1.data.streams import lost_worker
 from mm1.errors import UserError, at_least, door, sentence, underscored
 from mm1.model.stored import read
 from mm1.runs import Run
@@ -27,6 +28,7 @@ from mm1.train.checkpoints import Describe, SaveLast
 from mm1.train.datamodule import MM1Data
 from mm1.train.metrics import Metrics, RunFolder
 from mm1.train.module import Objective
+from mm1.train.supply import EndOfData, Quarantine, TellPacking
 
 TRAINER = {
     "max_epochs": -1,
@@ -122,7 +124,8 @@ class Door(LightningCLI):
         model = yaml.safe_dump(yaml.safe_load(resolved)["model"]["model"], sort_keys=False)
         metrics, save = Metrics(config.trainer.log_every_n_steps), SaveLast(config.save_every_n_steps)
         folder = RunFolder(resolved, self.anew)
-        callbacks = [folder, metrics, Progress(), StopOnNaN(), WatchSight(), *given, Describe(model), save]
+        supply = [TellPacking(), Quarantine(), EndOfData()]
+        callbacks = [folder, metrics, *supply, Progress(), StopOnNaN(), WatchSight(), *given, Describe(model), save]
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -138,6 +141,8 @@ class Door(LightningCLI):
             self.trainer.fit(**arguments, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            raise lost_worker(error) or error from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch.distributed
 
 from mm1.batch import Batch, ImageSpec
 from mm1.data.augment import Augment
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit
-from mm1.data.shards import ShardSet, read_manifest
-from mm1.data.streams import HeldOut, Loader, Plan, Recipe, Windows, check_fits
+from mm1.data.plan import check_resumes, merged
+from mm1.data.recipe import Recipe, WhenExhausted, check_corpus, open_shards
+from mm1.data.shards import read_manifest
+from mm1.data.streams import HeldOut, Loader, Windows
 from mm1.data.tokenizer import Tokenizer, find
-from mm1.errors import UserError, at_least
+from mm1.errors import at_least
 
 
 class MM1Data(lightning.LightningDataModule):
@@ -23,19 +26,28 @@ class MM1Data(lightning.LightningDataModule):
     Args:
         corpus: Folder that ``mm1-data shards`` wrote.
         image_spec: The model's; linked, never set by hand.
-        weights: Share of each source, by default captions 45, interleaved 45, text 10.
-        unit: What the weights count: all positions, text tokens, pictures or documents.
+        weights: Share of each source, by default captions 45, interleaved 45, text 10. One may be a schedule: weights
+            by the step of the optimizer, such as ``{0: 45, 1000: 30}``, with even changes in between.
+        unit: What the weights count: all positions, text tokens, pictures, documents, or rows, each of one source.
         row_tokens: Positions of a row.
         images_per_row: Most pictures of a row.
         rows_per_step: Rows of an optimizer step, over all ranks and micro-batches.
+        streams: Independent plans that share the rows of a step. A rank plans those that its rows belong to, so with as
+            many streams as ranks, or a multiple, planning costs no more on many GPUs than on one.
         seed: Decides the order of documents.
-        look_ahead: Documents that wait to be packed; more of them fill rows better, and the realised mix lags further.
+        look_ahead: Documents of each source that wait to be packed; more of them fill rows better.
+        max_epochs: How often a source may be read through, such as ``{text: 4}``; without end where it is not named.
+        when_exhausted: What happens then: ``repeat`` its documents after all, ``drop`` it, so that its share goes to
+            the others, or ``stop`` training.
         augment: Random crops and mirrorings of training pictures; none if not given.
         blank: Replace every picture by a grey one, to train the baseline that answers from the question alone.
         val_rows: Most validation rows of a source.
         val_batch_rows: Rows of a validation batch.
         workers: Processes that fetch ahead; 0 fetches in the training process.
         threads: Threads that prepare pictures, per worker.
+        timeout_s: A worker that gives nothing for so long counts as hanging, and training stops; 0 waits for ever.
+        max_damaged_share: Share of documents that may be damaged before training stops; each is left out, counted and
+            listed in ``quarantine.jsonl``.
     """
 
     def __init__(
@@ -45,36 +57,50 @@ class MM1Data(lightning.LightningDataModule):
         *,
         row_tokens: int,
         rows_per_step: int,
-        weights: dict[str, float] | None = None,
+        weights: dict[str, float | dict[int, float]] | None = None,
         unit: Unit = "positions",
         images_per_row: int = 16,
+        streams: int = 1,
         seed: int = 0,
-        look_ahead: int = 16,
+        look_ahead: int = 64,
+        max_epochs: dict[str, int] | None = None,
+        when_exhausted: WhenExhausted = "repeat",
         augment: Augment | None = None,
         blank: bool = False,
         val_rows: int = 64,
         val_batch_rows: int = 8,
         workers: int = 1,
         threads: int = 2,
+        timeout_s: float = 900,
+        max_damaged_share: float = 0.001,
     ) -> None:
         super().__init__()
-        positive = {"rows_per_step": rows_per_step, "look_ahead": look_ahead, "val_batch_rows": val_batch_rows}
-        at_least(1, {f"data.{name}": value for name, value in {**positive, "threads": threads}.items()})
-        at_least(0, {"data.seed": seed, "data.val_rows": val_rows, "data.workers": workers})
+        at_least(1, {"data.val_batch_rows": val_batch_rows, "data.threads": threads})
+        least = {
+            "val_rows": val_rows,
+            "workers": workers,
+            "timeout_s": timeout_s,
+            "max_damaged_share": max_damaged_share,
+        }
+        at_least(0, {f"data.{name}": value for name, value in least.items()})
         self.recipe = Recipe(
             corpus=Path(corpus),
             image_spec=image_spec,
             row_tokens=row_tokens,
             rows_per_step=rows_per_step,
-            weights=DEFAULT_WEIGHTS if weights is None else weights,
+            weights={**DEFAULT_WEIGHTS} if weights is None else {**weights},
             unit=unit,
             images_per_row=images_per_row,
+            streams=streams,
             seed=seed,
             look_ahead=look_ahead,
+            max_epochs=max_epochs or {},
+            when_exhausted=when_exhausted,
             augment=augment,
             blank=blank,
         )
         self.val_rows, self.val_batch_rows, self.workers, self.threads = val_rows, val_batch_rows, workers, threads
+        self.timeout_s, self.max_damaged_share = timeout_s, max_damaged_share
         self.state: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
@@ -85,10 +111,9 @@ class MM1Data(lightning.LightningDataModule):
         """
         manifest = read_manifest(self.recipe.corpus)
         self.tokenizer = Tokenizer(find(self.recipe.corpus))
-        check_corpus(manifest, self.tokenizer, self.recipe)
-        Plan(self.recipe)
-        for name in self.recipe.shares:
-            check_fits(ShardSet(self.recipe.corpus, name, "val"), name, self.recipe)
+        check_corpus(manifest, self.tokenizer.fingerprint, self.recipe)
+        self.shards = open_shards(self.recipe, "train")
+        open_shards(self.recipe, "val")
 
     def train_dataloader(self) -> Loader:
         """This rank's micro-batches, from where the last trained step ended."""
@@ -100,8 +125,9 @@ class MM1Data(lightning.LightningDataModule):
             micro_batches=self.trainer.accumulate_grad_batches,
             state=self.state,
             threads=self.threads,
+            shards=self.shards,
         )
-        return Loader(windows, self.workers)
+        return Loader(windows, self.workers, self.timeout_s)
 
     def val_dataloader(self) -> Loader:
         """This rank's validation batches, the same every time."""
@@ -114,52 +140,28 @@ class MM1Data(lightning.LightningDataModule):
             ranks=self.trainer.world_size,
             threads=self.threads,
         )
-        return Loader(held_out, min(self.workers, 1))
+        return Loader(held_out, min(self.workers, 1), self.timeout_s)
 
     def trained(self, batch: Batch) -> None:
         """Take note that ``batch`` was trained on; what was only fetched ahead does not count."""
         self.state = batch.state or self.state
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data after the last trained step."""
-        return {"state": self.state}
+        """The place in the data after the last trained step, of the streams of all ranks; all ranks call this."""
+        states: Iterable[dict[str, Any] | None] = [self.state]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, self.state)
+            states = gathered
+        known = [state for state in states if state is not None]
+        return {"state": merged(known) if known else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
+        """Go on from :meth:`state_dict`, on any number of ranks.
 
         Raises:
             UserError: The place belongs to another corpus, mixture or seed.
         """
         self.state = state_dict["state"]
         if self.state is not None:
-            Plan(self.recipe).load(self.state)
-
-
-def check_corpus(manifest: Mapping[str, Any], tokenizer: Tokenizer, recipe: Recipe) -> None:
-    """Refuse a corpus that was written for another model or changed since.
-
-    Raises:
-        UserError: The first difference, with both values and the setting.
-    """
-    for name in recipe.shares:
-        if name not in manifest["streams"]:
-            raise UserError(
-                f"{recipe.corpus} has no stream {name!r}, only {', '.join(manifest['streams'])}; "
-                f"set data.weights to the streams that are there"
-            )
-    spec = recipe.image_spec
-    fixed: list[tuple[str, object, str]] = [
-        ("tokenizer", tokenizer.fingerprint, "data.corpus"),
-        ("tokens_per_image", spec.tokens, "model.model.connector.init_args.tokens"),
-    ]
-    stored: list[tuple[str, object, str]] = [
-        ("image_px", spec.size_px, "model.model.vision"),
-        ("resize", spec.resize, "model.model.vision"),
-        ("interpolation", spec.interpolation, "model.model.vision"),
-    ]
-    for key, expected, setting in fixed if manifest["keep_pictures"] else fixed + stored:
-        if manifest[key] != expected:
-            raise UserError(
-                f"{recipe.corpus} was written with {key} = {manifest[key]}, this run has {expected}: "
-                f"change {setting} or write the shards again"
-            )
+            check_resumes(self.state, self.recipe, self.shards)

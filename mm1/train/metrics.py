@@ -24,7 +24,7 @@ from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
 from mm1.train.module import Objective
 
-COUNTS = ("documents", "text", "image", "positions")
+COUNTS = ("documents", "rows", "text", "image", "positions")
 PARTS = ("vision", "connector", "decoder")
 
 
@@ -48,7 +48,7 @@ class RunFolder(Callback):
         run, recipe = Run(trainer.default_root_dir), data.recipe
         if self.anew:
             run.forget()
-        run.start("sft" if set(recipe.shares) == {"sft"} else "pretrain")
+        run.start("sft" if set(recipe.names) == {"sft"} else "pretrain")
         run.update(
             steps=trainer.max_steps,
             ranks=trainer.world_size,
@@ -56,7 +56,7 @@ class RunFolder(Callback):
             device=_device(trainer.strategy.root_device),
             versions={"mm1": __version__, "torch": torch.__version__, "lightning": lightning.__version__},
             parameters=asdict(parameters(pl_module.model)),
-            mix_target=dict(recipe.weights),
+            mix_target=recipe.mean_shares(trainer.max_steps),
             mix_unit=recipe.unit,
         )
         run.config.write_text(self.config)
@@ -90,7 +90,7 @@ class Metrics(Callback):
         """Prepare sums on the device."""
         assert isinstance(pl_module, Objective)
         self.flops: Flops = flops(pl_module.model)
-        self.sources = tuple(trainer.datamodule.recipe.shares)  # type: ignore[attr-defined]
+        self.sources = trainer.datamodule.recipe.names  # type: ignore[attr-defined]
         empty = [0.0] * (len(PARTS) + len(self.sources) * len(COUNTS))
         self.sums = torch.tensor(self.totals or empty, dtype=torch.float64, device=pl_module.device)
         self.step = torch.zeros_like(self.sums)
@@ -223,11 +223,15 @@ def _losses(module: Objective, sources: tuple[str, ...]) -> dict[str, float]:
 
 
 def _counts(batch: Batch) -> Tensor:
-    """Documents, text tokens, image tokens and positions of each source, float64[S, 4]."""
+    """Documents, rows, text tokens, image tokens and positions of each source, float64[S, 5].
+
+    A row that holds several sources counts for each of them in part.
+    """
     valid_BT, image_BT = batch.segments_BT > 0, batch.tokens_BT == IMAGE
     counts = torch.zeros(len(batch.sources), len(COUNTS), dtype=torch.float64, device=valid_BT.device)
     first_BT = valid_BT & (batch.positions_BT == 0)
-    columns = torch.stack([first_BT, valid_BT & ~image_BT, image_BT, valid_BT], dim=-1).double()
+    part_BT = valid_BT / valid_BT.sum(1, keepdim=True).clamp(min=1)
+    columns = torch.stack([first_BT, part_BT, valid_BT & ~image_BT, image_BT, valid_BT], dim=-1).double()
     return counts.index_add(0, batch.sources_BT.flatten(), columns.flatten(0, 1))
 
 

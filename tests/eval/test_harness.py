@@ -18,7 +18,7 @@ from eval import harness
 from eval.harness import Benchmarks, run
 from eval.prompts import Prompt, Settings
 from mm1.data.image import prepare
-from mm1.data.streams import GREY
+from mm1.data.reader import GREY
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.infer.engine import Engine

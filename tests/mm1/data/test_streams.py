@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
+import re
 import shutil
-from collections import Counter
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +20,17 @@ import torch
 
 from mm1.batch import IMAGE, Batch, ImageSpec, check_placeholders
 from mm1.data.augment import Augment
+from mm1.data.encode import text_tokens
 from mm1.data.pack import Piece
-from mm1.data.streams import HeldOut, Loader, Plan, Reader, Recipe, Windows
+from mm1.data.plan import Plan, merged
+from mm1.data.reader import Reader
+from mm1.data.recipe import Recipe, open_shards
+from mm1.data.shards import ShardSet, ShardWriter, read_manifest
+from mm1.data.streams import HeldOut, Loader, Windows, lost_worker
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
+from mm1.runs import write_json
+from mm1.sample import Image, Sample, Text
 from tests.conftest import IMAGE_PX, IMAGE_TOKENS, ROW_TOKENS
 
 ROWS = 8
@@ -38,11 +50,12 @@ def steps(
     for rank in range(ranks):
         windows = Windows(recipe, rank=rank, ranks=ranks, micro_batches=micro_batches, state=state, threads=2)
         iterators.append(iter(Loader(windows, workers)))
-    taken = []
-    for _ in range(count):
-        by_rank = [list(itertools.islice(iterator, micro_batches)) for iterator in iterators]
-        taken.append([by_rank[rank][a] for a in range(micro_batches) for rank in range(ranks)])
-    return taken
+    return [[batch for it in iterators for batch in itertools.islice(it, micro_batches)] for _ in range(count)]
+
+
+def state_of(batches: list[Batch]) -> dict:
+    """What a checkpoint after these micro-batches of all ranks holds, by way of a file."""
+    return json.loads(json.dumps(merged([batch.state for batch in batches if batch.state is not None])))
 
 
 def rows_of(batches: list[Batch]) -> tuple:
@@ -54,14 +67,31 @@ def rows_of(batches: list[Batch]) -> tuple:
     )
 
 
+@pytest.mark.parametrize("streams", [1, 4])
 @pytest.mark.parametrize(
     ("ranks", "micro_batches", "workers"), [(1, 4, 0), (2, 2, 0), (4, 1, 0), (8, 1, 0), (1, 1, 1), (2, 2, 2)]
 )
-def test_any_split_gives_the_same_rows(recipe: Recipe, ranks: int, micro_batches: int, workers: int) -> None:
+def test_any_split_gives_the_same_rows(recipe, streams: int, ranks: int, micro_batches: int, workers: int) -> None:
+    recipe = replace(recipe, streams=streams)
     whole = steps(recipe, 5)
     split = steps(recipe, 5, ranks=ranks, micro_batches=micro_batches, workers=workers)
     assert [rows_of(batches) for batches in split] == [rows_of(batches) for batches in whole]
-    assert split[-1][-1].state == whole[-1][-1].state
+    assert state_of(split[-1]) == state_of(whole[-1])
+
+
+def test_a_rank_plans_its_own_streams_alone(recipe: Recipe) -> None:
+    recipe = replace(recipe, streams=4)
+    for ranks, expected in (
+        (1, [[0, 1, 2, 3]]),
+        (2, [[0, 1], [2, 3]]),
+        (4, [[0], [1], [2], [3]]),
+        (8, [[0], [0], [1]]),
+    ):
+        for rank, streams in enumerate(expected):
+            windows = Windows(recipe, rank=rank, ranks=ranks, micro_batches=1, state=None, threads=1)
+            assert windows.streams == streams
+            [batch] = next(iter(windows))
+            assert [plan["stream"] for plan in batch.state["plans"]] == streams
 
 
 def test_windows_count_the_micro_batches_of_a_rank(recipe: Recipe) -> None:
@@ -71,59 +101,19 @@ def test_windows_count_the_micro_batches_of_a_rank(recipe: Recipe) -> None:
         assert [batch.state is None for batch in batches] == [True, True, True, False]
 
 
-@pytest.mark.parametrize(("ranks", "micro_batches", "workers"), [(1, 1, 0), (2, 2, 0), (1, 2, 2)])
-def test_stop_at_seven_go_on_and_see_the_same_thirteen(recipe, ranks, micro_batches, workers) -> None:
-    whole = steps(recipe, 13)
-    state = json.loads(json.dumps(whole[6][-1].state))
-    rest = steps(recipe, 6, ranks=ranks, micro_batches=micro_batches, workers=workers, state=state)
-    assert [rows_of(batches) for batches in rest] == [rows_of(batches) for batches in whole[7:]]
-    assert rest[-1][-1].state == whole[-1][-1].state
-
-
-@pytest.mark.parametrize("rows_per_step", [1, 4, 64])
-def test_every_document_exactly_once_an_epoch(recipe: Recipe, rows_per_step: int) -> None:
-    plan = Plan(replace(recipe, rows_per_step=rows_per_step))
-    seen: Counter[tuple[int, int, int]] = Counter()
-    for _ in range(1 + 700 // rows_per_step):
-        seen.update((piece.source, piece.epoch, piece.index) for row in plan.next_step() for piece in row)
-    seen.update((piece.source, piece.epoch, piece.index) for piece in plan.buffer)
-    assert set(seen.values()) == {1}
-    for source, taken in zip(plan.sources, plan.taken, strict=True):
-        whole_epochs = taken // len(source.shards)
-        assert whole_epochs >= 2
-        for epoch in range(whole_epochs):
-            indices = {index for number, at, index in seen if (number, at) == (source.number, epoch)}
-            assert indices == set(range(len(source.shards)))
-
-
-def test_another_seed_or_epoch_is_another_order(recipe: Recipe) -> None:
-    source, other = Plan(recipe).sources[0], Plan(replace(recipe, seed=1)).sources[0]
-    documents = len(source.shards)
-    first, second = ([source.at(epoch * documents + i).index for i in range(documents)] for epoch in (0, 1))
-    assert first != second
-    assert first != [other.at(i).index for i in range(documents)]
-
-
-@pytest.mark.parametrize("unit", ["positions", "text_tokens", "documents"])
-@pytest.mark.parametrize("rows_per_step", [1, 8, 250])
-def test_a_thousand_rows_realise_the_shares_to_half_a_point(recipe: Recipe, unit, rows_per_step: int) -> None:
-    weights = {"captions": 45.0, "interleaved": 45.0, "text": 10.0}
-    plan = Plan(replace(recipe, unit=unit, rows_per_step=rows_per_step, weights=weights))
-    counted: Counter[int] = Counter()
-    for _ in range(1000 // rows_per_step):
-        for piece in (piece for row in plan.next_step() for piece in row):
-            text = piece.positions - piece.images * IMAGE_TOKENS
-            counted[piece.source] += {"positions": piece.positions, "text_tokens": text, "documents": 1}[unit]
-    for number, weight in enumerate(weights.values()):
-        assert 100 * counted[number] / counted.total() == pytest.approx(weight, abs=0.5)
-
-
-def test_the_number_of_rows_a_batch_may_change_and_no_document_is_lost(recipe: Recipe) -> None:
-    plan, other = Plan(recipe), Plan(replace(recipe, rows_per_step=4))
-    for _ in range(3):
-        plan.next_step()
-    other.load(json.loads(json.dumps(plan.state())))
-    assert [row for _ in range(2) for row in other.next_step()] == plan.next_step()
+@pytest.mark.parametrize("streams", [1, 4])
+def test_resumed_on_other_numbers_of_ranks_and_workers_the_batches_are_the_same(recipe: Recipe, streams: int) -> None:
+    """1 -> 2 -> 4 ranks and 0 -> 3 workers, and back; every token and every pixel of every global batch."""
+    recipe = replace(recipe, streams=streams)
+    whole, parts, state = steps(recipe, 18), [], None
+    for ranks, micro_batches, workers in ((1, 1, 0), (2, 2, 0), (4, 1, 0), (1, 4, 3), (2, 1, 1), (8, 1, 0)):
+        split = {"ranks": ranks, "micro_batches": micro_batches, "workers": workers}
+        parts += steps(recipe, 3, **split, state=state)
+        state = state_of(parts[-1])
+    for whole_step, step in zip(whole, parts, strict=True):
+        assert rows_of(step) == rows_of(whole_step)
+        assert torch.equal(*(torch.cat([batch.images_ICHW for batch in batches]) for batches in (whole_step, step)))
+    assert state == state_of(whole[-1])
 
 
 def test_pictures_stand_in_the_order_of_their_places(recipe: Recipe) -> None:
@@ -162,45 +152,145 @@ def test_held_out_rows_have_one_source_each_and_come_once(recipe: Recipe) -> Non
 
 
 def test_what_cannot_be_packed_or_resumed_is_refused_in_a_sentence(recipe: Recipe, make_corpus) -> None:
-    with pytest.raises(UserError, match=r"data\.rows_per_step is 8; expected a multiple of 3 ranks"):
-        Windows(recipe, rank=0, ranks=3, micro_batches=1, state=None, threads=1)
-    with pytest.raises(UserError, match=r"data\.row_tokens = 10"):
-        Plan(replace(recipe, row_tokens=10))
-    with pytest.raises(UserError, match=r"data\.images_per_row = 1"):
-        Plan(replace(recipe, images_per_row=1))
-    with pytest.raises(UserError, match="'text' has none"):
-        Plan(replace(recipe, unit="images"))
-    with pytest.raises(UserError, match="no training documents in 'text'"):
-        Plan(replace(recipe, corpus=make_corpus(captions=8, interleaved=8, text=0)))
-    state = Plan(recipe).state()
-    for changed, setting in [({"seed": 3}, "data.seed"), ({"unit": "documents"}, "data.unit")]:
-        with pytest.raises(UserError, match=setting):
-            Plan(replace(recipe, **changed)).load(state)
+    def refused(told: str, ranks: int = 1, **changed) -> None:
+        with pytest.raises(UserError, match=told):
+            Windows(replace(recipe, **changed), rank=0, ranks=ranks, micro_batches=1, state=None, threads=1)
+
+    refused(r"data\.rows_per_step is 8; expected a multiple of 3 ranks", ranks=3)
+    refused(r"data\.rows_per_step is 8; expected a multiple of data\.streams = 3", streams=3)
+    refused(r"data\.streams is 0", streams=0)
+    refused(r"data\.row_tokens = 10", row_tokens=10)
+    refused(r"data\.images_per_row = 1", images_per_row=1)
+    refused("'text' has none", unit="images")
+    refused("data.max_epochs names 'sft'; expected .* which are captions, interleaved, text", max_epochs={"sft": 2})
+    refused(r"data\.max_epochs\.text is 0", max_epochs={"text": 0})
+    refused("no training documents in 'text'", corpus=make_corpus(captions=8, interleaved=8, text=0))
+    state = steps(recipe, 1)[0][0].state
+    changes = {"seed": 3, "unit": "documents", "streams": 2, "weights": {"captions": 1, "text": 1}}
+    for name, value in changes.items():
+        changed = replace(recipe, **{name: value})
+        with pytest.raises(UserError, match=f"restore data.{name}, or start anew"):
+            Plan(changed, open_shards(changed, "train"), state=state)
 
 
-def test_a_workers_error_is_still_one_sentence(recipe: Recipe, make_corpus, tmp_path: Path) -> None:
-    broken = tmp_path / "corpus"
-    shutil.copytree(recipe.corpus, broken)
-    shutil.copy(make_corpus(captions=3, text=90) / "tokenizer.model", broken)
-    index = broken / "text" / "train-000000.index.npz"
-    with np.load(index) as arrays:
-        np.savez(index, **{**arrays, "text_tokens": arrays["text_tokens"] + 100})
-    with pytest.raises(UserError, match=r"^document \S+ has \d+ positions") as error:
-        steps(replace(recipe, corpus=broken, row_tokens=400), 1, workers=1)
-    assert "\n" not in str(error.value)
+def broken(recipe: Recipe, tmp_path: Path, damage: Callable[[Path], None]) -> Recipe:
+    """The same recipe on a copy of the corpus that something happened to."""
+    shutil.copytree(recipe.corpus, tmp_path / "corpus")
+    damage(tmp_path / "corpus")
+    return replace(recipe, corpus=tmp_path / "corpus")
+
+
+def break_captions(corpus: Path) -> None:
+    """Every third document of captions is damaged."""
+    for split in ("train", "val"):
+        shards = ShardSet(corpus, "captions", split)
+        data = bytearray(shards.paths[0].read_bytes())
+        for index in range(0, len(shards), 3):
+            data[data.index(shards[index].items[0].data) + 60] ^= 255
+        shards.paths[0].write_bytes(data)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_named_in_training_and_validation(recipe: Recipe, tmp_path: Path, workers: int) -> None:
-    broken = replace(recipe, corpus=tmp_path / "corpus")
-    shutil.copytree(recipe.corpus, broken.corpus)
-    for path in broken.corpus.glob("captions/*.tar"):
-        path.write_bytes(path.read_bytes().replace(b"IHDR", b"IHDX"))
-    told = r"^sample \d+ of .*corpus/captions/{}-000000\.tar is damaged \(checksum differs\): delete it"
-    with pytest.raises(UserError, match=told.format("train")):
-        steps(broken, 1, workers=workers)
-    with pytest.raises(UserError, match=told.format("val")):
-        list(Loader(HeldOut(broken, rows=9, batch_rows=2, rank=0, ranks=1, threads=1), workers))
+def test_a_damaged_document_becomes_padding_and_is_told(recipe: Recipe, tmp_path: Path, workers: int) -> None:
+    damaged = broken(recipe, tmp_path, break_captions)
+    lost = 0
+    for [whole], [batch] in zip(steps(recipe, 6), steps(damaged, 6, workers=workers), strict=True):
+        kept_BT = batch.segments_BT > 0
+        for name in ("tokens_BT", "targets_BT", "segments_BT", "positions_BT", "sources_BT"):
+            assert torch.equal(getattr(batch, name)[kept_BT], getattr(whole, name)[kept_BT])
+        assert len(whole.documents) == len(batch.documents) + len(batch.damaged)
+        assert len(whole.images_ICHW) == len(batch.images_ICHW) + len(batch.damaged)
+        check_placeholders(batch, IMAGE_TOKENS)
+        lost += len(batch.damaged)
+        for source, where, reason in batch.damaged:
+            assert (source, reason) == ("captions", "checksum differs")
+            found = re.search(r"corpus/captions/train-000000\.tar, sample (\d+) of the stream$", where)
+            assert found is not None
+            assert int(found[1]) % 3 == 0
+    assert lost > 10
+    held = list(Loader(HeldOut(damaged, rows=9, batch_rows=2, rank=0, ranks=1, threads=1), workers))
+    assert sum(len(batch.damaged) for batch in held) == 4  # of 10
+
+
+def test_every_way_of_damage_has_its_reason(recipe: Recipe, tmp_path: Path, make_corpus) -> None:
+    def reasons(name: str, damage: Callable[[Path], None], late: bool = False) -> set[str]:
+        damaged = broken(recipe, tmp_path / name, damage if not late else lambda corpus: None)
+        windows = Windows(damaged, rank=0, ranks=1, micro_batches=1, state=None, threads=1)
+        if late:
+            damage(damaged.corpus)
+        [batch] = next(iter(windows))
+        return {reason for _, _, reason in batch.damaged}
+
+    def cut(corpus: Path) -> None:
+        os.truncate(corpus / "text/train-000000.tar", 3000)
+
+    def take_away(corpus: Path) -> None:
+        (corpus / "text/train-000000.tar").unlink()
+
+    def lengthen(corpus: Path) -> None:
+        index = corpus / "text/train-000000.index.npz"
+        with np.load(index) as arrays:
+            np.savez(index, **{**arrays, "text_tokens": arrays["text_tokens"] + 1})
+
+    def other_picture(corpus: Path) -> None:
+        """No picture at all, and nobody noticed when it was written."""
+        sample = Sample((Image(b"\xff\xd8\xff no picture"), Text("a dog")), "captions", "1")
+        tokenizer = Tokenizer(corpus / "tokenizer.model")
+        with ShardWriter(corpus / "captions", "train") as writer:
+            writer.write(sample, text_tokens(sample.items, tokenizer))
+        manifest = read_manifest(corpus)
+        manifest["streams"]["captions"]["train"]["shards"] = writer.shards
+        write_json(corpus / "manifest.json", manifest)
+
+    assert reasons("cut", cut, late=True) == {"shard is cut short"}
+    assert reasons("gone", take_away, late=True) == {"shard cannot be read (No such file or directory)"}
+    assert reasons("long", lengthen) == {"not as long as its index says; the tokenizer or the shards were changed"}
+    assert reasons("other", other_picture) == {"picture does not decode"}
+
+
+def test_a_workers_refusal_is_still_one_sentence(recipe: Recipe, tmp_path: Path) -> None:
+    damaged = broken(recipe, tmp_path, lambda corpus: None)
+    windows = Windows(damaged, rank=0, ranks=1, micro_batches=1, state=None, threads=1)
+    (damaged.corpus / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match="tokenizer") as error:
+        next(iter(Loader(windows, 1)))
+    assert "\n" not in str(error.value)
+
+
+def hurt(recipe: Recipe, by: signal.Signals, timeout_s: float) -> tuple[multiprocessing.process.BaseProcess, UserError]:
+    """What a loader says after its worker was sent a signal."""
+    before = set(multiprocessing.active_children())
+    windows = Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1)
+    loader = iter(Loader(windows, 1, timeout_s))
+    next(loader)
+    [worker] = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, by)
+    try:
+        for _ in loader:
+            time.sleep(0.01)
+    except UserError as error:
+        return worker, error
+    except RuntimeError as error:  # torch raises it wherever this process is when it hears of it
+        return worker, lost_worker(error) or UserError(f"not known: {error}")
+    raise AssertionError("the loader is endless")
+
+
+def test_a_worker_that_dies_is_named(recipe: Recipe) -> None:
+    worker, error = hurt(recipe, signal.SIGKILL, timeout_s=30)
+    told = rf"the data worker with process id {worker.pid} died \((killed by signal: Killed|exited unexpectedly)\); "
+    assert re.match(told, str(error))
+
+
+def test_a_worker_that_hangs_is_named_and_ended(recipe: Recipe) -> None:
+    worker, error = hurt(recipe, signal.SIGSTOP, timeout_s=1)
+    told = rf"data worker 0 \(process id {worker.pid}\) gave nothing for 1 seconds; expected .* data\.timeout_s"
+    assert re.match(told, str(error))
+    worker.join(5)
+    assert not worker.is_alive()
+
+
+def test_other_errors_are_not_taken_for_lost_workers() -> None:
+    assert lost_worker(RuntimeError("CUDA out of memory")) is None
 
 
 def test_training_pictures_vary_by_epoch_and_held_out_ones_never(recipe: Recipe) -> None:
@@ -210,9 +300,10 @@ def test_training_pictures_vary_by_epoch_and_held_out_ones_never(recipe: Recipe)
     assert any((a.images_ICHW != b.images_ICHW).any() for [a], [b] in zip(plain, other, strict=True))
     split = steps(varied, 3, ranks=2, workers=1)
     assert [rows_of(batches) for batches in split] == [rows_of(batches) for batches in other]
-    reader, pieces = Reader(varied, "train", 1), [Piece(0, epoch, 0, 0, 0) for epoch in range(8)]
-    data = reader.shards[0][0].items[0].data
-    assert len({reader._picture(data, piece, 0).numpy().tobytes() for piece in pieces}) > 4
+    reader = Reader(varied, open_shards(varied, "train"), 1, vary=True)
+    positions = sum(reader.shards[0].sizes(0)) + IMAGE_TOKENS - 1
+    rows = [[Piece(0, 41 * epoch, epoch, 0, positions, 1)] for epoch in range(8)]
+    assert len({image.numpy().tobytes() for image in reader.batch(rows).images_ICHW}) > 4
     held = [
         [batch.images_ICHW for batch in HeldOut(r, rows=4, batch_rows=2, rank=0, ranks=1, threads=1)]
         for r in (recipe, varied)
