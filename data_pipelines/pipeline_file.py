@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import data_pipelines.picture_index
 import data_pipelines.sources
 import data_pipelines.steps  # noqa: F401  (classes that are imported may be named without their module)
 from data_pipelines.pipeline import Pipeline

@@ -11,6 +11,7 @@ from data_pipelines.steps.recaption import Captioner, Recaption
 from data_pipelines.steps.repetition import Repetition
 from data_pipelines.steps.scored import ScoredText
 from data_pipelines.steps.similarity import Similarity
+from data_pipelines.steps.subset import Subset
 from data_pipelines.steps.text import BadWords, Language, TextLength, Wording
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ScoredText",
     "Similarity",
     "Step",
+    "Subset",
     "TextLength",
     "Wording",
     "told",

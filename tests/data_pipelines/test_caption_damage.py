@@ -1,4 +1,4 @@
-"""Whatever byte of a file of captions is changed, and wherever it is cut: nothing crashes, no picture gets another's text.
+"""Whatever byte of a file of captions is changed, wherever it is cut: nothing crashes, nothing is paired wrongly.
 
 Pictures and captions here are one letter eight times, so that a byte that changes inside of one leaves no doubt which
 it was, and each document can be asked whether its picture and its caption are of one letter.

@@ -16,10 +16,13 @@ import pyarrow.parquet
 import pytest
 import webdataset
 
+from data_pipelines.engines import Local
 from data_pipelines.picture_index import Img2datasetPictures
+from data_pipelines.pipeline_file import read_pipeline
 from data_pipelines.sources import CaptionFolders, CaptionParquet, CaptionTars, Draft, Rejection, Source
+from mm1.data.shards import ShardSet
 from mm1.errors import UserError
-from mm1.sample import Text
+from mm1.sample import Image, Text
 
 MADE = Path(__file__).parent / "files" / "img2dataset"
 ADDRESS = "http://127.0.0.1:18765/"
@@ -192,3 +195,37 @@ def test_row_groups_are_parts(tmp_path: Path) -> None:
     ]
     assert [reason for reason, _ in reasons] == ["empty caption", "no picture beside the caption"]
     assert json.dumps(drafts[0].about) == '{"key": "0"}'
+
+
+YAML = """
+inputs:
+  captions:
+    - {class_path: CaptionTars, init_args: {files: "MADE/webdataset/{00000..00001}.tar"}}
+    - {class_path: CaptionFolders, init_args: {files: MADE/files}}
+    - {class_path: CaptionParquet, init_args: {files: MADE/parquet/*.parquet}}
+    - class_path: CaptionTsv
+      init_args:
+        files: TSV
+        columns: [url, caption]
+        pictures: {class_path: Img2datasetPictures, init_args: {files: "MADE/webdataset/*.tar"}}
+settings: {row_tokens: 64, tokens_per_image: 4, image_px: 8, val_share: 0, part_rows: 2}
+"""
+
+
+def test_a_pipeline_of_all_of_them(out: Path, tmp_path: Path) -> None:
+    rows = [(f"{ADDRESS}{n}.jpeg", f"of line {n}") for n in (0, 3, 9)]
+    (tmp_path / "cc12m.tsv").write_text("".join(f"{url}\t{caption}\n" for url, caption in rows))
+    (tmp_path / "p.yaml").write_text(YAML.replace("MADE", str(MADE)).replace("TSV", str(tmp_path / "cc12m.tsv")))
+    pipeline, _ = read_pipeline(tmp_path / "p.yaml")
+    captions = pipeline.run(out, Local(2))["streams"]["captions"]
+    assert captions["train"]["documents"] == 5 + 5 + 5 + 2
+    assert {reason: lost["count"] for reason, lost in captions["dropped"].items()} == {
+        "empty caption": 3,
+        "picture was not downloaded": 1,
+        "picture is not in the store": 1,
+    }
+    for sample in ShardSet(out, "captions", "train"):
+        picture, caption = sample.items
+        assert isinstance(picture, Image)
+        assert isinstance(caption, Text)
+        assert str(colour(picture.data)) in caption.text
