@@ -121,7 +121,7 @@ class StepCount:
             and isinstance(result, Draft)
             and self._like_another(self.step, draft, pictures)
         ):
-            result = like_another(step, draft)
+            result = like_another(self.step, draft)
         if isinstance(result, Draft):
             self.after += 1
         else:
