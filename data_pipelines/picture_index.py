@@ -28,6 +28,7 @@ from data_pipelines.sources.img2dataset import PICTURES, not_downloaded, picture
 from data_pipelines.sources.lines import json_value
 from data_pipelines.sources.parquet import cell, parquet_rows
 from data_pipelines.sources.tars import tar_members
+from mm1.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipelines.sources.base import Place
@@ -63,9 +64,12 @@ class Cell:
         """The bytes of its file.
 
         Raises:
-            OSError: The parquet file cannot be read.
+            OSError: The parquet file cannot be read, or fetched.
         """
-        return picture_bytes(cell(local(self.file), self.row, self.column)) or b""
+        try:
+            return picture_bytes(cell(local(self.file), self.row, self.column)) or b""
+        except UserError as error:  # for a picture one loss among others, to be counted
+            raise OSError(str(error)) from error
 
 
 class Img2datasetPictures(PictureStore):
@@ -74,7 +78,8 @@ class Img2datasetPictures(PictureStore):
     Two URLs that are the same have the same picture; a key that two files use says nothing, and is not found.
 
     Args:
-        files: Its ``*.tar`` files, its ``*.parquet`` files with pictures in them, or its folder; also at an address.
+        files: Its ``*.tar`` files, its ``*.parquet`` files with pictures in them, or its folder. At an address they are
+            fetched once to make the index, and of tars later only the stretches of pictures.
     """
 
     def __init__(self, files: str | Path | Sequence[str | Path]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_pipelines.places import Remote
@@ -35,9 +35,9 @@ TWICE = "two files of one name"
 
 def split(name: str) -> tuple[str, str]:
     """Key and kind of a member: ``00/12.jpg`` is a ``jpg`` of ``00/12``."""
-    path = PurePosixPath(name)
-    base, _, kind = path.name.partition(".")
-    return str(path.parent / base), kind.lower()
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, kind = base.partition(".")
+    return f"{folder}{slash}{stem}", kind.lower()
 
 
 def caption_draft(
