@@ -87,15 +87,11 @@ def _asked(turn: Turn, pictures: Iterator[Place]) -> list[Text | Place]:
     while parts and not first:  # pictures before the question
         items.append(next(pictures))
         first, *parts = parts
-    while parts and not parts[-1]:  # and after it
-        items.append(next(pictures))
-        parts.pop()
+    if not any(parts):  # and after it, unless others stand inside: the order of pictures is never changed
+        items += [next(pictures) for _ in parts]
+        parts = []
     begin, end = (template.TOOL if turn.who == "tool" else template.USER).split("{text}")
-    spelled = [first, *parts]
-    spelled = [f"{' ' * bool(number)}{part}{' ' * (number < len(parts))}" for number, part in enumerate(spelled)]
-    spelled[0] = begin + spelled[0]
-    spelled[-1] += end
-    items.append(Text(spelled[0], learn=False))
-    for part in spelled[1:]:
-        items += [next(pictures), Text(part, learn=False)]
+    items.append(Text(f"{begin}{first}{' ' if parts else end}", learn=False))
+    for left, part in enumerate(parts, start=1 - len(parts)):
+        items += [next(pictures), Text(f" {part}{' ' if left else end}" if part or left else end, learn=False)]
     return items
