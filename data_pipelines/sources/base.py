@@ -182,7 +182,8 @@ class Source(ABC):
             yield from self.drafts_in(local(file))
 
     def drafts_in(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
-        """The documents of a stretch; those of files held out by their name as rejections."""
+        """The documents of a stretch; those of files held out by their name, and files of no bytes, as rejections."""
+        draft: Draft | Rejection | None = None
         for draft in self.read(path, span):
             if stem(path).endswith(HELD_OUT):
                 yield Rejection(draft.id, "file held out by its name", fault=False)
@@ -190,6 +191,8 @@ class Source(ABC):
                 yield Rejection(draft.id, "text is not Unicode")
             else:
                 yield draft
+        if draft is None and path.is_file() and not path.stat().st_size:
+            yield Rejection(path.name, "file is empty")
 
     @abstractmethod
     def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:

@@ -133,7 +133,7 @@ def paired(
     place: str, stream: str, url: Any, caption: Any, pictures: PictureStore, about: dict[str, Any]
 ) -> Draft | Rejection:
     """A document of a caption and the picture that a store has by this URL or name, or why there is none."""
-    if not isinstance(url, str) or not isinstance(caption, str) or not url.strip():
+    if not isinstance(url, str) or not isinstance(caption, str) or not url.strip() or not url.strip().isprintable():
         return Rejection(place, WRONG_FIELDS)
     if not caption.strip():
         return Rejection(place, EMPTY_CAPTION)

@@ -197,15 +197,20 @@ def _gzip_chunks(file: IO[bytes]) -> Iterator[bytes]:
 
 def _zip_chunks(file: IO[bytes]) -> Iterator[bytes]:
     """The files of a zip one after the other, each with a line end; not folders, nor what macOS adds."""
+    names_files = file.read(4) == b"PK\x03\x04"
     with zipfile.ZipFile(file) as archive:
+        if names_files and not archive.infolist():
+            raise zipfile.BadZipFile  # its list of files is damaged in a way that looks like the end
         for part in archive.infolist():
             if part.is_dir() or part.filename.startswith("__MACOSX/"):
                 continue
-            last = b"\n"
+            last, size = b"\n", 0
             with archive.open(part) as text:
                 while data := text.read(CHUNK):
                     yield data
-                    last = data
+                    last, size = data, size + len(data)
+            if size != part.file_size:
+                raise zipfile.BadZipFile
             if not last.endswith(b"\n"):
                 yield b"\n"
 

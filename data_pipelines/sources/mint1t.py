@@ -15,6 +15,7 @@ from typing import Any
 import PIL.Image
 
 from data_pipelines.sources.base import WHOLE, WRONG_FIELDS, Draft, Packed, Place, Rejection, Source, Span, WrongFields
+from data_pipelines.sources.img2dataset import TWICE
 from data_pipelines.sources.lines import LINE_BYTES, stem
 from data_pipelines.sources.obelics import parallel
 from data_pipelines.sources.pictured import scalars
@@ -74,10 +75,17 @@ class Mint1tPages(Source):
 
     def read(self, path: Path, span: Span = WHOLE) -> Iterator[Draft | Rejection]:
         members, whole = tar_members(path)
+        seen: set[str] = set()
         for key, group in groupby(members, lambda member: split(member.name)[0]):
             place = f"{stem(path)}:{key}"
+            members_of = list(group)
+            by_kind = {split(member.name)[1]: member for member in members_of}
+            if key in seen or len(by_kind) < len(members_of):
+                yield Rejection(place, TWICE)
+                continue
+            seen.add(key)
             try:
-                yield self._draft(place, {split(member.name)[1]: member for member in group})
+                yield self._draft(place, by_kind)
             except WrongFields:
                 yield Rejection(place, WRONG_FIELDS)
         if not whole:

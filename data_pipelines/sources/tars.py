@@ -82,5 +82,13 @@ def tar_members(path: Path) -> tuple[list[Packed], bool]:
                 return found, False
             if member.isfile() and not member.issparse():
                 found.append(Packed(path, member.name, member.offset_data, member.size))
-        return found, Packed(path, "end mark", tar.offset, tarfile.BLOCKSIZE).read_bytes() == bytes(tarfile.BLOCKSIZE)
+        return found, _ends(path, tar.offset)
     return found, False
+
+
+def _ends(path: Path, at: int) -> bool:
+    """Whether nothing but an end mark follows: a block of zeros in the middle is damage, and not the end."""
+    with path.open("rb") as file:
+        file.seek(at)
+        mark = file.read(tarfile.BLOCKSIZE)
+        return mark == bytes(tarfile.BLOCKSIZE) and not any(any(rest) for rest in iter(lambda: file.read(1 << 16), b""))
