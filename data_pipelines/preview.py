@@ -30,8 +30,9 @@ from mm1.batch import IGNORE, Batch, ImageSpec
 from mm1.data.encode import encode
 from mm1.data.image import PictureError
 from mm1.data.mixture import DEFAULT_WEIGHTS
+from mm1.data.recipe import Recipe
 from mm1.data.shards import ShardSet, read_manifest
-from mm1.data.streams import Recipe, Windows
+from mm1.data.streams import Windows
 from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import UserError, at_least
 from mm1.page import environment, write
@@ -172,7 +173,6 @@ def _in_tokens(card: Card, sample: Sample, items: Sequence[Text | Shown], tokeni
     card.items = words(tokens, learned, pictures, tokenizer, per_image)
     text = len(tokens) - per_image * card.pictures
     card.facts[-1] = f"{_several(text, 'text token')}, {sum(learned):,} learned"
-    card.positions = len(tokens)
 
 
 def _stored(corpus: Path, n: int) -> dict[str, Any]:
@@ -225,7 +225,9 @@ def _packed(corpus: Path, n: int, weights: dict[str, float] | None, seed: int) -
         seed=seed,
     )
     (batch,) = next(iter(Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1)))
-    rows = rows_of(batch, tokenizer, spec.tokens)
+    rows, damaged = rows_of(batch, tokenizer, spec.tokens), Tally()
+    for source, where, reason in batch.damaged:
+        damaged.drop(Rejection(f"{source}: {where}", reason))
     documents, pictures = len(batch.documents), _several(len(batch.images_ICHW), "picture")
     padding, targets = 1 - batch.tokens / batch.tokens_BT.numel(), batch.targets / max(1, batch.tokens)
     return {
@@ -235,6 +237,7 @@ def _packed(corpus: Path, n: int, weights: dict[str, float] | None, seed: int) -
             f"{pictures}. {padding:.1%} of positions are padding, {targets:.1%} of the others are targets."
         ),
         "rows": rows,
+        "faults": _faults(damaged),
     }
 
 
@@ -256,22 +259,22 @@ def rows_of(batch: Batch, tokenizer: Tokenizer, per_image: int) -> list[Row]:
         learned = [False, *(target != IGNORE for target in batch.targets_BT[b].tolist()[:-1])]  # by the position before
         cards: list[Card] = []
         stretches: list[Run] = []
-        for segment in range(1, max(segments) + 1):
-            start, stop = segments.index(segment), len(segments) - segments[::-1].index(segment)
-            hue = ROW_HUES[(segment - 1) % len(ROW_HUES)]
-            ids, targets = tokens[start:stop], learned[start:stop]
+        at = 0
+        for segment, positions in itertools.groupby(segments):
+            start, at = at, at + len(list(positions))
+            if not segment:  # at the end, and in the place of a document that is damaged
+                stretches.append(Run("padding", at - start, 0, f"padding, {_several(at - start, 'position')}"))
+                continue
+            hue = ROW_HUES[len(cards) % len(ROW_HUES)]
+            ids, targets = tokens[start:at], learned[start:at]
             source = batch.sources[int(batch.sources_BT[b, start])]
             card = Card(visible(next(names)), source, hue, words(ids, targets, pictures, tokenizer, per_image))
-            card.positions = len(ids)
-            card.facts = [f"positions {start:,} to {stop - 1:,}", f"{sum(targets):,} learned"]
+            card.facts = [f"positions {start:,} to {at - 1:,}", f"{sum(targets):,} learned"]
             cards.append(card)
             stretches += runs(ids, targets, hue, per_image)
-        padding = segments.count(0)
-        if padding:
-            stretches.append(Run("padding", padding, 0, f"padding, {padding} positions"))
         count = sum(card.pictures for card in cards)
         facts = [_several(len(cards), "document"), _several(count, "picture"), f"{sum(learned):,} targets"]
-        rows.append(Row(cards, stretches, [*facts, f"padding {padding / len(tokens):.1%}"]))
+        rows.append(Row(cards, stretches, [*facts, f"padding {segments.count(0) / len(tokens):.1%}"]))
     return rows
 
 

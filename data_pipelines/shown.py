@@ -86,7 +86,6 @@ class Card:
         hue: Its colour, in degrees.
         items: Words and pictures in reading order.
         facts: What is worth telling of it, a few words each.
-        positions: How many it takes; 0 where that is not known.
     """
 
     id: str
@@ -94,7 +93,6 @@ class Card:
     hue: int
     items: list[Word | Shown] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
-    positions: int = 0
 
     @property
     def wide(self) -> bool:

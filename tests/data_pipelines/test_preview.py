@@ -128,6 +128,17 @@ def test_rows_are_shown_as_training_sees_them(corpus: Path, tmp_path: Path) -> N
     assert "sft 100% of positions" in only
 
 
+def test_a_damaged_document_is_padding_in_its_row_and_is_told(corpus: Path, tmp_path: Path) -> None:
+    whole = Page(preview(corpus, tmp_path / "page.html", 40, rows=True).read_text())
+    (shard,) = corpus.glob("captions/train-*.tar")
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"JFIF")] ^= 1
+    shard.write_bytes(data)
+    text = preview(corpus, tmp_path / "page.html", 40, rows=True).read_text()
+    assert "checksum differs" in text
+    assert len(Page(text).cards) < len(whole.cards)
+
+
 def test_rows_of_raw_files_are_refused(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no finished corpus; expected one for --rows"):
         preview(raw, tmp_path / "page.html", rows=True)
