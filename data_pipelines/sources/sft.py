@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 import re
+import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,7 +123,7 @@ class Mix(Conversations):
     ) -> None:
         super().__init__(files, root=root, stream=stream, pictures=pictures)
         self.seed = seed
-        self._taken: dict[Path | Remote, list[Callable[[int], bool] | str]] = {}
+        self._taken: dict[Path | Remote, list[Container[int] | str]] = {}
 
     def files(self) -> list[Path | Remote]:
         """The files that the YAML files name.
@@ -150,8 +151,8 @@ class Mix(Conversations):
         chosen = self._taken[address_of(path) or path]
         for at, strategy in enumerate(chosen):
             if isinstance(strategy, str):
-                chosen[at] = strategy = _sampler(strategy, path, self.seed)
-            if strategy(number):
+                chosen[at] = strategy = _sample(strategy, path, self.seed)
+            if number in strategy:
                 return True
         return False
 
@@ -188,14 +189,14 @@ def _datasets(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _sampler(strategy: str, path: Path, seed: int) -> Callable[[int], bool]:
-    """Whether a strategy takes the row of a number; the first is 1."""
+def _sample(strategy: str, path: Path, seed: int) -> Container[int]:
+    """The numbers of the rows that a strategy takes; the first is 1."""
     found = STRATEGY.fullmatch(strategy)
     if not found or not found[1]:
-        return lambda number: True
+        return range(1, sys.maxsize)
     total = max((number for number, _ in rows(path)), default=0)
     size = min(math.ceil(int(found[2]) * total / 100) if found[3] else int(found[2]), total)
     if found[1] == "random":
-        return frozenset(random.Random(f"{seed} {path.name}").sample(range(1, total + 1), size)).__contains__
+        return frozenset(random.Random(f"{seed} {path.name}").sample(range(1, total + 1), size))
     first = 1 if found[1] == "first" else total - size + 1
-    return range(first, first + size).__contains__
+    return range(first, first + size)

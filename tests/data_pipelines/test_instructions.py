@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,8 @@ def test_a_mix_takes_from_each_file_what_it_says(tmp_path: Path) -> None:
     assert taken[1] == ["1 0", "1 1", "1 2"]
     assert taken[2] == ["2 8", "2 9"]
     assert len(lost["row is not in the mix's sample"]) == 28
-    assert read(Mix(path))[0] == drafts
+    source = Mix(path)
+    assert read(source)[0] == read(pickle.loads(pickle.dumps(source)))[0] == drafts
     assert read(Mix(path, seed=1))[0] != drafts
 
 

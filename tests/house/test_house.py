@@ -31,7 +31,7 @@ ADDRESSES = {
     "pyarrow": ["data_pipelines/sources/", "data_pipelines/sniff.py"],
     "resiliparse": ["data_pipelines/sources/html.py"],
     "fastwarc": ["data_pipelines/sources/html.py"],
-    "zstandard": ["data_pipelines/sources/lines.py"],
+    "zstandard": ["data_pipelines/sources/lines.py", "data_pipelines/sniff.py"],
     "matplotlib": ["mm1/study/"],
     "py3langid": ["data_pipelines/steps/text.py"],
     "rensa": ["data_pipelines/steps/duplicates.py"],
