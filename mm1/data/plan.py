@@ -203,12 +203,13 @@ def trial(recipe: Recipe, shards: Sequence[ShardSet], step: int, rows: int) -> t
 
 
 def _epochs(identity: dict[str, Any], plans: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How often each source has been drawn through, as far as these streams tell."""
+    """How often each source has been read through, as far as these streams tell; what only waits does not count."""
     share = identity["streams"] / len(plans)
-    taken = [share * sum(counts) for counts in zip(*(plan["taken"] for plan in plans), strict=True)]
-    return {
-        name: count / pieces for name, count, pieces in zip(identity["sources"], taken, identity["pieces"], strict=True)
-    }
+    laid = [
+        share * sum(plan["taken"][number] - len(plan["waiting"][number]) for plan in plans)
+        for number in range(len(identity["sources"]))
+    ]
+    return {name: n / of for name, n, of in zip(identity["sources"], laid, identity["pieces"], strict=True)}
 
 
 def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mm1.errors import UserError
 from mm1.runs import Run
 
 # Data settings that do not decide which batches come in which order; nor do ranks and micro-batches (mm1.data.streams).
-HARMLESS = ("workers", "threads", "val_batch_rows")
+HARMLESS = ("workers", "threads", "val_batch_rows", "timeout_s", "max_damaged_share")
 KINDS = {"pretrain": "pre-training", "sft": "instruction tuning"}
 PLACES = ("run", "trainer.default_root_dir", "init_from", "model.init_from")  # where a run lies, not what it is
 BUDGETS = {"positions": "positions", "flops": "FLOPs", "time_s": "seconds"}

@@ -159,6 +159,9 @@ class Quarantine(AfterSteps):
 class EndOfData(AfterSteps):
     """Stop after the step in which a source came to its end, where the data says so (``data.when_exhausted``)."""
 
+    def __init__(self) -> None:
+        self.ended: str | None = None
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse to go on where nothing is left.
 
@@ -169,20 +172,25 @@ class EndOfData(AfterSteps):
         if data.state and (ended := Plan(data.recipe, data.shards, None, data.state).ended):
             raise UserError(f"{ended!r} was read through {_ALLOWED}")
 
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """The last micro-batch of a step says what its rows left."""
+        self.ended = batch.state["ended"] if batch.state else None
+
     def after_step(self, trainer: lightning.Trainer, module: Objective, step: int, last: bool) -> None:
         """Ask all ranks, as one may be there before the others."""
         data: MM1Data = trainer.datamodule  # type: ignore[attr-defined]
         if not data.recipe.max_epochs or data.recipe.when_exhausted == "repeat":
             return
-        ended = (data.state or {}).get("ended")
-        if module.over_ranks(torch.tensor(int(ended is not None), device=module.device)):
+        if module.over_ranks(torch.tensor(int(self.ended is not None), device=module.device)):
             trainer.should_stop = True
-            if ended is not None:
+            if self.ended is not None:
                 log.warning(
                     "training ends after step %d of %d: %r was read through %s",
                     step,
                     trainer.max_steps,
-                    ended,
+                    self.ended,
                     _ALLOWED,
                 )
 
