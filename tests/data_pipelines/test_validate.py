@@ -57,9 +57,9 @@ LINES = b'{"text": "one"}\n{"text": "two"}\n'
         (b"", "an empty file"),
         (bytes(4096), "nothing but zero bytes"),
         (LINES, "lines of JSON with text"),
-        (gzip.compress(LINES), "lines of JSON with text, packed with gzip"),
+        (gzip.compress(LINES, mtime=0), "lines of JSON with text, packed with gzip"),
         (zipped(LINES), "lines of JSON with text, packed with zip"),
-        (gzip.compress(LINES)[:11], "damaged data, packed with gzip"),
+        (gzip.compress(LINES, mtime=0)[:11], "damaged data, packed with gzip"),
         (
             b'[\n {"id": 1, "conversations": []},\n {"image": "a.jpg"}',
             "a JSON list of objects with id, conversations, image",
@@ -278,7 +278,7 @@ BEGINNINGS = [
     b"a\thttp://x/ ",
 ]
 BEGINNINGS += [tar({"a.jpg": b"x" * 700, "a.txt": b"y"})[:at] for at in (300, 600, 1500, 2200)] + [
-    gzip.compress(LINES)[:-9]
+    gzip.compress(LINES, mtime=0)[:-9]
 ]
 
 
