@@ -74,12 +74,7 @@ class ShardSet:
 
     def __init__(self, corpus: str | Path, stream: str, split: str) -> None:
         corpus = Path(corpus)
-        streams = read_manifest(corpus)["streams"]
-        if stream not in streams:
-            raise UserError(f"{corpus} has no stream '{stream}'; it has {', '.join(streams) or 'none'}")
-        if split not in ("train", "val"):
-            raise UserError(f"there is no split '{split}'; expected train or val")
-        self.shards: list[dict[str, Any]] = streams[stream][split]["shards"]
+        self.shards = _listed(corpus, stream, split)
         self.paths = [corpus / stream / shard["file"] for shard in self.shards]
         self._open: dict[int, tuple[int, int]] = {}  # descriptors of a shard and of its index
         read = [read_index(path, shard) for path, shard in zip(self.paths, self.shards, strict=True)]
@@ -112,7 +107,10 @@ class ShardSet:
         if not 0 <= i < len(self):
             raise IndexError(i)
         members = self._read(i)
-        if zlib.crc32(b"".join(members)) != self._crc32[i]:
+        crc32 = 0
+        for member in members:
+            crc32 = zlib.crc32(member, crc32)
+        if crc32 != self._crc32[i]:
             raise Damaged("checksum differs", f"sample {i} of {self.path(i)} is damaged (checksum differs): {DAMAGED}")
         return _sample(json.loads(members[0]), members[1:])
 
@@ -121,7 +119,10 @@ class ShardSet:
         tar, index = self._descriptors(shard)
         place = self._extents_at[shard] + EXTENT_BYTES * int(self._first[i])
         extents = os.pread(index, EXTENT_BYTES * (1 + int(self.images[i])), place)
-        places = list(struct.iter_unpack("<qq", extents))
+        places = list(struct.iter_unpack("<qq", extents[: len(extents) // EXTENT_BYTES * EXTENT_BYTES]))
+        most = self.shards[shard]["bytes"]
+        if any(at < 0 or not 0 <= size <= most for at, size in places):  # as no index says that was whole when opened
+            raise Damaged("index differs", f"{index_path(self.paths[shard])} was changed while it was read: {AGAIN}")
         members = [os.pread(tar, size, at) for at, size in places]
         if len(members) <= self.images[i] or any(len(m) != size for m, (_, size) in zip(members, places, strict=True)):
             raise Damaged("shard is cut short", f"{self.paths[shard]} ends inside a sample; it was cut short: {AGAIN}")
@@ -156,6 +157,24 @@ class ShardSet:
     def __del__(self) -> None:
         for descriptors in getattr(self, "_open", {}).values():
             _close(descriptors)
+
+
+def _listed(corpus: Path, stream: str, split: str) -> list[dict[str, Any]]:
+    """What the manifest records of the shards of a stream."""
+    if split not in ("train", "val"):
+        raise UserError(f"there is no split '{split}'; expected train or val")
+    streams = read_manifest(corpus).get("streams")
+    if isinstance(streams, dict) and stream not in streams:
+        raise UserError(f"{corpus} has no stream '{stream}'; it has {', '.join(streams) or 'none'}")
+    try:
+        shards = list(streams[stream][split]["shards"])  # type: ignore[index]
+        told = all(Path(shard["file"]).name == shard["file"] for shard in shards)
+        told = told and all(isinstance(shard[count], int) for shard in shards for count in ("samples", "bytes"))
+    except (TypeError, LookupError):
+        told = False
+    if not told:
+        raise UserError(f"{corpus}/manifest.json does not say what shards of {stream} there are for {split}: {AGAIN}")
+    return shards
 
 
 def _close(descriptors: tuple[int, int]) -> None:
