@@ -32,7 +32,7 @@ from mm1.data.image import PictureError
 from mm1.data.mixture import DEFAULT_WEIGHTS
 from mm1.data.recipe import Recipe
 from mm1.data.shards import ShardSet, read_manifest
-from mm1.data.streams import Windows
+from mm1.data.streams import Loader, Windows
 from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import UserError, at_least
 from mm1.page import environment, write
@@ -224,7 +224,8 @@ def _packed(corpus: Path, n: int, weights: dict[str, float] | None, seed: int) -
         weights=weights or usual or dict.fromkeys(filled, 1.0),
         seed=seed,
     )
-    (batch,) = next(iter(Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1)))
+    windows = Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1)
+    batch = next(iter(Loader(windows, workers=0)))
     rows, damaged = rows_of(batch, tokenizer, spec.tokens), Tally()
     for source, where, reason in batch.damaged:
         damaged.drop(Rejection(f"{source}: {where}", reason))
