@@ -97,7 +97,7 @@ class HeldOut(IterableDataset[Batch]):
         recipe: What to read.
         rows: Most rows of a source.
         batch_rows: Rows of a batch.
-        rank: This rank, of ``ranks``; each takes every ``ranks``-th batch.
+        rank: This rank, of ``ranks``; each takes every ``ranks``-th batch, and one of padding where none is left.
         ranks: Ranks that share the batches.
         threads: Threads that prepare pictures.
 
@@ -113,6 +113,8 @@ class HeldOut(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         reader = Reader(self.recipe, self.shards, self.threads, vary=False)
         batches = [batch for number in range(len(self.shards)) for batch in self._batches(number)]
+        empty: list[list[Piece]] = [[] for _ in range(self.batch_rows)]
+        batches += [empty] * (-len(batches) % self.ranks)  # ranks wait for each other in every batch
         for rows in batches[self.rank :: self.ranks]:
             batch = reader.batch(rows)
             yield replace(batch, window_targets=batch.targets, window_tokens=batch.tokens)
