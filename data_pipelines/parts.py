@@ -8,9 +8,10 @@ all of them, and a run that was killed goes on after the last part that is on di
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Part:
         source: What reads it.
         file: The file, here or elsewhere.
         span: The stretch.
+        folder: What ids begin with, where another file of the stream has the same name.
     """
 
     stream: str
@@ -46,21 +48,37 @@ class Part:
     source: Source = field(repr=False)
     file: Path | Remote
     span: Span
+    folder: str = ""
 
     def drafts(self) -> Iterator[Draft | Rejection]:
         """Its documents."""
-        return self.source.drafts_in(local(self.file), self.span)
+        for draft in self.source.drafts_in(local(self.file), self.span):
+            yield replace(draft, id=f"{self.folder}{draft.id}") if self.folder else draft
 
 
 def parts_of(stream: str, sources: list[Source], rows: int) -> list[Part]:
     """The parts of a stream in order, of about ``rows`` rows each; a file that is elsewhere is one part."""
+    named = Counter(_stem(file) for source in sources for file in source.files())
     places = [
         (source, file, span)
         for source in sources
         for file in source.files()
         for span in (source.spans(file, rows) if isinstance(file, Path) else [WHOLE])
     ]
-    return [Part(stream, number, *place) for number, place in enumerate(places)]
+    return [
+        Part(stream, number, source, file, span, _folder(file) if named[_stem(file)] > 1 else "")
+        for number, (source, file, span) in enumerate(places)
+    ]
+
+
+def _stem(file: Path | Remote) -> str:
+    return file.name.partition(".")[0]
+
+
+def _folder(file: Path | Remote) -> str:
+    """The folder of a file as a short prefix that no other folder has: its name, and a hash of all before."""
+    folder = str(file.parent) if isinstance(file, Path) else file.address.rpartition("/")[0]
+    return f"{folder.rpartition('/')[2]}-{hashlib.sha256(folder.encode()).hexdigest()[:6]}/"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,17 @@ def test_parts_are_blocks_of_lines_and_lose_none(raw: Path) -> None:
     assert found == [f"a:{n}" for n in [*range(1, 26), 27]] + [f"b:{n}" for n in range(1, 36)]
 
 
+def test_files_of_one_name_give_documents_of_two(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jsonl").write_text('{"text": "one"}\n')
+    parts = parts_of("text", [TextLines([tmp_path / "a/0.jsonl", tmp_path / "b/0.jsonl"])], 7)
+    first, second = (draft.id for part in parts for draft in part.drafts())
+    assert first != second
+    assert first.startswith("a-")
+    assert first.endswith("/0:1")
+
+
 def test_shards_do_not_depend_on_the_number_of_processes(raw: Path, out: Path, tmp_path: Path) -> None:
     first = pipeline(raw, LongEnough(10), SameEnd()).run(out, Local(1))
     before = files(out)
