@@ -42,27 +42,31 @@ def prepare(data: bytes, spec: ImageSpec) -> Tensor:
     return square(decode(data), spec)
 
 
-def prepare_into(into_CSS: Tensor, data: bytes, spec: ImageSpec) -> None:
+def room(images: int, size_px: int, memory: numpy.ndarray | None = None) -> numpy.ndarray:
+    """A place for the pictures of a batch, uint8[I, S, S, 3], the order that decoders write.
+
+    Args:
+        images: I.
+        size_px: S.
+        memory: uint8[at least I x S x S x 3] to use; new memory if not given.
+    """
+    shape, size = (images, size_px, size_px, 3), images * size_px * size_px * 3
+    return numpy.empty(shape, numpy.uint8) if memory is None else memory[:size].reshape(shape)
+
+
+def channels_first(images_ISSC: numpy.ndarray) -> Tensor:
+    """The same memory as uint8[I, 3, S, S], as batches have it; a device puts it in order at no cost to speak of."""
+    return torch.from_numpy(images_ISSC).permute(0, 3, 1, 2)
+
+
+def prepare_into(into_SSC: numpy.ndarray, data: bytes, spec: ImageSpec) -> None:
     """The same pixels as :func:`prepare`, written to a place in a batch's memory (:func:`room`).
 
     Raises:
         PictureError: The bytes are no picture that can be decoded; what then stands in the place is undefined.
     """
-    if not _decoded_into(into_CSS, data):
-        into_CSS.copy_(prepare(data, spec))
-
-
-def room(images: int, size_px: int, memory: Tensor | None = None) -> Tensor:
-    """A place for pictures, uint8[I, 3, S, S], in memory ordered I, S, S, 3 as decoders write it.
-
-    Args:
-        images: I.
-        size_px: S.
-        memory: uint8[at least I x 3 x S x S] to use; new memory if not given.
-    """
-    size = images * size_px * size_px * 3
-    flat = torch.empty(size, dtype=torch.uint8) if memory is None else memory[:size]
-    return flat.view(images, size_px, size_px, 3).permute(0, 3, 1, 2)
+    if not _decoded_into(into_SSC, data):
+        into_SSC[:] = prepare(data, spec).permute(1, 2, 0).numpy()
 
 
 def square(picture: PIL.Image.Image, spec: ImageSpec) -> Tensor:
@@ -141,16 +145,15 @@ def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
 
 
-def _decoded_into(into_CSS: Tensor, data: bytes) -> bool:
-    """Whether ``data`` was a whole plain JPEG of just that size and now stands in ``into_CSS``."""
-    into_SSC = into_CSS.permute(1, 2, 0)
-    if not (into_SSC.is_contiguous() and _is_plain_jpeg(data)):
+def _decoded_into(into_SSC: numpy.ndarray, data: bytes) -> bool:
+    """Whether ``data`` was a whole plain JPEG of just that size and now stands in ``into_SSC``."""
+    if not _is_plain_jpeg(data):
         return False
     try:
-        *shape, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if tuple(shape) != into_SSC.shape[:2] or colours not in ("YCbCr", "RGB", "Gray"):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if (height, width, 3) != into_SSC.shape or colours not in ("YCbCr", "RGB", "Gray"):
             return False
-        simplejpeg.decode_jpeg(data, "RGB", buffer=into_SSC.numpy())
+        simplejpeg.decode_jpeg(data, "RGB", buffer=into_SSC)
     except ValueError:  # cut short, or a warning that PIL would overlook
         return False
     return True
@@ -158,12 +161,13 @@ def _decoded_into(into_CSS: Tensor, data: bytes) -> bool:
 
 def _is_plain_jpeg(data: bytes) -> bool:
     """Whether a JPEG says nothing (EXIF, XMP: segments APP1) about how it is to be turned before its first scan."""
-    if data[:2] != b"\xff\xd8":
-        return False
     place = 2
-    while data[place : place + 1] == b"\xff":
-        marker = data[place + 1 : place + 2]
-        if marker in (b"\xda", b"\xe1"):
-            return marker == b"\xda"
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    try:
+        while data[0] == 0xFF and data[1] == 0xD8 and data[place] == 0xFF:
+            marker = data[place + 1]
+            if marker in (0xDA, 0xE1):
+                return marker == 0xDA
+            place += 2 + 256 * data[place + 2] + data[place + 3]
+    except IndexError:
+        pass
     return False

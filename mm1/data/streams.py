@@ -8,12 +8,14 @@ micro-batches and workers gives the same rows. The last micro-batch of a step ca
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -23,10 +25,14 @@ from mm1.data.plan import Plan
 from mm1.data.reader import Reader
 from mm1.data.recipe import Recipe, open_shards
 from mm1.data.shards import ShardSet
+from mm1.data.trays import Parcel, Trays
 from mm1.errors import UserError
 
+PREFETCHED = 2  # steps that a worker fetches ahead
+IN_USE = 3  # steps whose memory is held meanwhile: being pinned, copied to the device, trained on
 
-class Windows(IterableDataset[list[Batch]]):
+
+class Windows(IterableDataset[list[Batch | Parcel]]):
     """For one rank, the micro-batches of every optimizer step, endlessly.
 
     With W workers, worker w fetches the steps n with ``n % W == w`` and only plans the others; the loader asks the
@@ -65,6 +71,15 @@ class Windows(IterableDataset[list[Batch]]):
         rows = recipe.rows_per_step // ranks
         self.rows = range(rank * rows, (rank + 1) * rows)
         self.shards = open_shards(recipe, "train") if shards is None else shards
+        self.trays: list[Trays] = []
+
+    def lay_out_trays(self, workers: int) -> None:
+        """Make the memory in which forked workers will send their batches (:mod:`mm1.data.trays`)."""
+        recipe, rows = self.recipe, len(self.rows) // self.micro_batches
+        count, row_tokens = (PREFETCHED + IN_USE) * self.micro_batches, recipe.row_tokens
+        picture_bytes = rows * recipe.images_per_row * 3 * recipe.image_spec.size_px**2
+        made = (Trays(count, rows=rows, row_tokens=row_tokens, picture_bytes=picture_bytes) for _ in range(workers))
+        self.trays = list(made)
 
     @property
     def streams(self) -> list[int]:
@@ -72,7 +87,7 @@ class Windows(IterableDataset[list[Batch]]):
         rows_of_a_stream = self.recipe.rows_per_step // self.recipe.streams
         return sorted({row // rows_of_a_stream for row in self.rows})
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[Batch | Parcel]]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         plan = Plan(self.recipe, self.shards, self.streams, self.state)
@@ -80,11 +95,16 @@ class Windows(IterableDataset[list[Batch]]):
         for step in itertools.count():
             planned = plan.next_step()
             if step % workers == number:
-                yield self._window([planned[row] for row in self.rows], reader, plan.state())
+                trays = [self.trays[number].take() if self.trays else None for _ in range(self.micro_batches)]
+                memory = [tray.memory if tray else None for tray in trays]
+                window = self._window([planned[row] for row in self.rows], reader, plan.state(), memory)
+                yield [tray.parcel(batch) if tray else batch for tray, batch in zip(trays, window, strict=True)]
 
-    def _window(self, rows: list[list[Piece]], reader: Reader, state: dict[str, Any]) -> list[Batch]:
+    def _window(
+        self, rows: list[list[Piece]], reader: Reader, state: dict[str, Any], memory: list[numpy.ndarray | None]
+    ) -> list[Batch]:
         size = len(rows) // self.micro_batches
-        batches = [reader.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
+        batches = [reader.batch(rows[a * size : (a + 1) * size], place) for a, place in enumerate(memory)]
         targets, tokens = sum(batch.targets for batch in batches), sum(batch.tokens for batch in batches)
         batches = [replace(batch, window_targets=targets, window_tokens=tokens) for batch in batches]
         return [*batches[:-1], replace(batches[-1], state=state)]
@@ -146,12 +166,12 @@ class Loader:
     """
 
     def __init__(self, source: Windows | HeldOut, workers: int, timeout_s: float = 0) -> None:
-        self.timeout_s = timeout_s
+        self.source, self.timeout_s = source, timeout_s
         self.loader: DataLoader[Any] = DataLoader(
             source,
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=2 if workers else None,
+            prefetch_factor=PREFETCHED if workers else None,
             pin_memory=torch.cuda.is_available(),
             timeout=timeout_s if workers else 0,
         )
@@ -162,6 +182,8 @@ class Loader:
         Raises:
             UserError: What a worker raised, or that one died or hangs.
         """
+        if isinstance(self.source, Windows) and multiprocessing.get_start_method() == "fork":
+            self.source.lay_out_trays(self.loader.num_workers)
         fetching = iter(self.loader)
         try:
             for fetched in fetching:

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
 
 from mm1.batch import Batch
-from mm1.data.image import room
+from mm1.data.image import channels_first, room
 
 WORDS = ("tokens_BT", "targets_BT", "segments_BT", "positions_BT", "sources_BT")  # int64, all of one shape
 FREE, TAKEN = 0, 1
@@ -72,17 +71,20 @@ class Trays:
         """The memory of a tray."""
         return numpy.frombuffer(self._memory, numpy.uint8, self.tray_bytes, tray * self._step)
 
+    def words(self, memory: numpy.ndarray) -> numpy.ndarray:
+        """int64[5, B, T] of a tray's memory, what stands in it before the pictures."""
+        return memory[: self.words_bytes].view(numpy.int64).reshape(self.shape)
+
     def give_back(self, tray: int) -> None:
         """For the training process: the worker may fill this tray again."""
         self._state[tray] = FREE
 
     def arrived(self, tray: int, batch: Batch, images: int, size_px: int) -> Batch:
         """For the training process: the batch whose tensors lie in ``tray``; it is given back with the last of them."""
-        memory = self.bytes_of(tray)
+        memory = self.bytes_of(tray)  # an array that every view of it holds, tensors among them
         weakref.finalize(memory, self.give_back, tray).atexit = False
-        tensor = torch.from_numpy(memory)  # which holds the array, and every view holds the tensor's storage
-        words = tensor[: self.words_bytes].view(torch.int64).view(self.shape)
-        images_ICHW = room(images, size_px, tensor[self.words_bytes :])
+        words = torch.from_numpy(self.words(memory))
+        images_ICHW = channels_first(room(images, size_px, memory[self.words_bytes :]))
         tensors: dict[str, Any] = dict(zip(WORDS, words.unbind(), strict=True))
         return replace(batch, **tensors, images_ICHW=images_ICHW)
 
@@ -95,22 +97,22 @@ class Tray:
     number: int
 
     @property
-    def memory(self) -> Tensor:
+    def memory(self) -> numpy.ndarray:
         """uint8[bytes]; where the batch's pictures go (:func:`mm1.data.image.room`)."""
-        return torch.from_numpy(self.trays.bytes_of(self.number)[self.trays.words_bytes :])
+        return self.trays.bytes_of(self.number)[self.trays.words_bytes :]
 
     def parcel(self, batch: Batch) -> Parcel:
         """What to send for a batch: its tensors lie in the tray from now on, pictures that do already stay there."""
-        trays, images_ICHW = self.trays, batch.images_ICHW
-        words = torch.from_numpy(trays.bytes_of(self.number)[: trays.words_bytes]).view(torch.int64).view(trays.shape)
+        words = self.trays.words(self.trays.bytes_of(self.number))
         for place_BT, name in zip(words, WORDS, strict=True):
-            place_BT.copy_(getattr(batch, name))
-        place_ICHW = room(len(images_ICHW), images_ICHW.shape[-1], self.memory)
+            place_BT[:] = getattr(batch, name).numpy()
+        images_ICHW = batch.images_ICHW
+        place_ICHW = channels_first(room(len(images_ICHW), images_ICHW.shape[-1], self.memory))
         if place_ICHW.data_ptr() != images_ICHW.data_ptr():
             place_ICHW.copy_(images_ICHW)
         none: dict[str, Any] = dict.fromkeys((*WORDS, "images_ICHW"))
         bare = replace(batch, **none)
-        return Parcel(trays.number, self.number, bare, len(images_ICHW), images_ICHW.shape[-1])
+        return Parcel(self.trays.number, self.number, bare, len(images_ICHW), images_ICHW.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,11 @@ def batches(folder: str, batch: int, size_px: int, decoder: str) -> Iterator[tup
 def decoded(sample: dict[str, Any], size_px: int) -> dict[str, Any]:
     """A raw sample with picture and caption decoded."""
     from mm1.batch import ImageSpec
-    from mm1.data.image import prepare_into, room
+    from mm1.data.image import channels_first, prepare_into, room
 
-    place_CSS = room(1, size_px)[0]
-    prepare_into(place_CSS, sample["0.jpg"], ImageSpec(size_px=size_px, tokens=1))
-    return {**sample, "0.jpg": place_CSS, "json": json.loads(sample["json"])}
+    place_ISSC = room(1, size_px)
+    prepare_into(place_ISSC[0], sample["0.jpg"], ImageSpec(size_px=size_px, tokens=1))
+    return {**sample, "0.jpg": channels_first(place_ISSC)[0], "json": json.loads(sample["json"])}
 
 
 if __name__ == "__main__":

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from mm1.batch import Batch
-from mm1.data.image import room
+from mm1.data.image import channels_first, room
 from mm1.data.trays import Trays
 
 ROWS, ROW_TOKENS, SIDE, MOST = 2, 8, 5, 3
 PICTURE = 3 * SIDE * SIDE
 
 
-def batch_of(number: int, memory: Tensor | None) -> Batch:
+def batch_of(number: int, memory: numpy.ndarray | None) -> Batch:
     """The batch that has this number everywhere, with none to three pictures."""
     words = [torch.full((ROWS, ROW_TOKENS), 10 * number + k) for k in range(5)]
-    images_ICHW = room(number % (MOST + 1), SIDE, memory)
+    images_ICHW = channels_first(room(number % (MOST + 1), SIDE, memory))
     for at, place_CHW in enumerate(images_ICHW):
         place_CHW.copy_(torch.arange(PICTURE).view(3, SIDE, SIDE).add(number + at).to(torch.uint8))
     state = {"number": number} if number % 2 else None
@@ -73,13 +74,14 @@ def test_a_batch_that_is_kept_is_not_written_over_and_others_travel_without_a_tr
         assert_same(batch, batch_of(number, None))
 
 
-def test_one_view_keeps_its_tray() -> None:
+@pytest.mark.parametrize("kept", [lambda batch: batch.images_ICHW[1:2, 0], lambda batch: batch.sources_BT[0, 3:]])
+def test_one_view_keeps_its_tray(kept: Callable[[Batch], Tensor]) -> None:
     trays = trays_of(2)
     views, makers = [], []
     for tray, batch in loader(trays, 20):
         makers.append(tray)
         if len(batch.images_ICHW) == MOST and not views:
-            views.append((tray, batch.images_ICHW[1:2, 0], batch.images_ICHW[1:2, 0].clone()))
+            views.append((tray, kept(batch), kept(batch).clone()))
         del batch
     held, view, copy = views[0]
     assert torch.equal(view, copy)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mm1.batch import IMAGE, Batch
-from mm1.data.image import room
+from mm1.data.image import channels_first, room
 from mm1.model.build import build
 from mm1.train.module import Objective
 from tests.conftest import IMAGE_PX, IMAGE_TOKENS, tiny_model
@@ -15,7 +15,7 @@ from tests.conftest import IMAGE_PX, IMAGE_TOKENS, tiny_model
 def batch_of(images: int, seed: int = 0) -> Batch:
     """One row that is all pictures, as a loader makes them: channels last."""
     generator = torch.Generator().manual_seed(seed)
-    images_ICHW = room(images, IMAGE_PX)
+    images_ICHW = channels_first(room(images, IMAGE_PX))
     images_ICHW.copy_(torch.randint(0, 256, images_ICHW.shape, generator=generator, dtype=torch.uint8))
     ones_BT = torch.ones(1, images * IMAGE_TOKENS, dtype=torch.int64)
     return Batch(IMAGE * ones_BT, -100 * ones_BT, ones_BT, ones_BT.cumsum(1) - 1, 0 * ones_BT, images_ICHW)
