@@ -131,6 +131,7 @@ class Metrics(Callback):
         self.shape += self.shape.new_tensor([rows, batch.tokens_BT.numel(), images])
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        self.epochs = batch.state["epochs"] if batch.state else {}
         step, shape = pl_module.over_ranks(self.step), pl_module.over_ranks(self.shape)
         self.sums += step
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
@@ -149,7 +150,6 @@ class Metrics(Callback):
         positions = self._positions()
         speed = (positions - self.logged[1]) / max(1e-9, time_s - self.logged[0])
         self.logged = (time_s, positions)
-        epochs = (module.trainer.datamodule.state or {}).get("epochs", {})  # type: ignore[attr-defined]
         values = {
             **losses,
             **self.rates,
@@ -157,7 +157,7 @@ class Metrics(Callback):
             "padding": 1 - counted / places,
             "images_per_row": images / rows,
             **self._mix(),
-            **{f"epochs/{source}": value for source, value in epochs.items()},
+            **{f"epochs/{source}": value for source, value in self.epochs.items()},
         }
         self._write(trainer, "train", values, time_s)
         if load_LE.numel():
