@@ -18,11 +18,13 @@ from typing import Any
 import numpy
 import PIL.ExifTags
 import PIL.Image
+import PIL.TiffImagePlugin
 
 from data_pipelines.sources.base import Draft, Place, Rejection
 from mm1.data.fingerprint import Fingerprint, fingerprint
 from mm1.data.image import PictureError, decode
 
+WIDTH, HEIGHT = 256, 257  # TIFF's tags
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF's orientations that trade width and height
 
 
@@ -69,7 +71,10 @@ class Pictures:
         try:
             with warnings.catch_warnings(action="ignore"), PIL.Image.open(io.BytesIO(self.data(place))) as picture:
                 turned = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) in QUARTER_TURNS
-                return picture.size[::-1] if turned else picture.size
+                as_stored = picture.size
+                if isinstance(picture, PIL.TiffImagePlugin.TiffImageFile):  # which has turned its size already
+                    as_stored = picture.tag_v2[WIDTH], picture.tag_v2[HEIGHT]
+                return as_stored[::-1] if turned else as_stored
         except PictureError:
             raise
         except Exception:  # as in mm1.data.image.decode: PIL's plugins raise whatever a broken file makes them raise
