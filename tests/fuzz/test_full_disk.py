@@ -89,7 +89,7 @@ def test_a_full_disk_is_one_sentence_and_a_rerun_goes_on(
     assert not (out / "manifest.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*/*.tar")}
     assert finished
-    assert not list(out.rglob("*.tmp"))
+    assert workers > 1 or not list(out.rglob("*.tmp")), "others may be stopped in the middle"
 
     subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
     run(pipeline, out, workers, monkeypatch)
@@ -102,4 +102,5 @@ def test_a_full_disk_is_one_sentence_and_a_rerun_goes_on(
         ours, theirs = (sorted(corpus.glob(f"{stream}/*.tar")) for corpus in (out, whole))
         assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs]
     assert len(ShardSet(out, "text", "train")) == TEXTS
+    assert not list(out.rglob("*.tmp"))
     shutil.rmtree(out)
