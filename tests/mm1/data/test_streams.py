@@ -264,6 +264,7 @@ def hurt(recipe: Recipe, by: signal.Signals, timeout_s: float) -> tuple[multipro
     loader = iter(Loader(windows, 1, timeout_s))
     next(loader)
     [worker] = set(multiprocessing.active_children()) - before
+    time.sleep(0.5)  # until it has fetched ahead, so that it does not stop in the middle of a message
     os.kill(worker.pid, by)
     try:
         for _ in loader:
