@@ -6,8 +6,8 @@
     settings: {row_tokens: 4096, tokens_per_image: 144, image_px: 378}
     scored: ../eval
 
-A class of ours needs no module before its name; one of yours is ``my_package.MyStep``. ``scored`` is a raw corpus folder
-whose scored pictures are never trained on.
+A class of ours needs no module before its name; one of yours is ``my_package.MyStep``. ``scored`` is a raw corpus
+folder whose scored pictures are never trained on.
 """
 
 from __future__ import annotations
