@@ -24,7 +24,7 @@ from mm1.data.shards import ShardSet
 from mm1.errors import UserError
 
 # How far a source may be taken further than its share to fill a row: a quarter point of the rows so far, in bounds.
-SLACK_OF_ROWS, LEAST_SLACK_ROWS, MOST_SLACK_ROWS = 0.0025, 1 / 16, 1.0
+SLACK_OF_ROWS, LEAST_SLACK_ROWS, MOST_SLACK_ROWS = 0.0025, 1 / 10, 1.0
 
 
 class Source:
