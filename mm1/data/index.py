@@ -75,6 +75,8 @@ def read_index(path: Path, shard: Mapping[str, Any]) -> Index:
         with numpy.load(where) as arrays:  # which compares the checksums of the file's members
             found, extents = int(arrays["format"]), arrays["extents"]
             index = Index(arrays["text_tokens"], arrays["images"], arrays["crc32"], _place(where, "extents"))
+            if not all(isinstance(a, numpy.ndarray) for a in (extents, index.text_tokens, index.images, index.crc32)):
+                raise ValueError("members are no arrays")
     except Exception as error:  # numpy and zipfile raise whatever a broken file makes them raise
         told = f"{type(error).__name__}: {error}"
         raise UserError(f"{where} is not readable as the index of {path.name} ({told:.80}): {AGAIN}") from None
