@@ -41,7 +41,9 @@ class Found:
     @property
     def class_path(self) -> str:
         """The reader's name in a pipeline's YAML."""
-        return f"{type(self.source).__module__}.{type(self.source).__qualname__}"
+        kind = type(self.source)
+        short = getattr(readers, kind.__name__, None) is kind
+        return f"data_pipelines.sources.{kind.__name__}" if short else f"{kind.__module__}.{kind.__qualname__}"
 
     @property
     def where(self) -> str:
@@ -188,20 +190,21 @@ class _Sorting:
         if seen.holder == "picture" and not self.chosen:
             self.shown += 1
         elif format or self.chosen:
-            settings = self._settings(format, seen, self.pictures or file.parent)
+            reader = getattr(readers, format.reader) if format else self.chosen
+            settings = {**(format.settings(seen) if format else {}), **self._store(reader, seen, file)}
             key = f"{format and format.title} {settings}"
             self.groups.setdefault(key, (format, seen, settings, []))[3].append(file)
         else:
             self.unknown.setdefault(seen.told, file)
             self.left += 1
 
-    def _settings(self, format: Format | None, seen: Seen, pictures: Path) -> dict[str, Any]:
-        if format:
-            return dict(format.settings(seen, pictures))
-        assert self.chosen is not None
-        wanted = inspect.signature(self.chosen).parameters.get("pictures")
-        required = wanted is not None and wanted.default is inspect.Parameter.empty
-        return {"pictures": store(seen, pictures)} if required or (wanted and self.pictures) else {}
+    def _store(self, reader: type[Source] | None, seen: Seen, file: Path) -> dict[str, Any]:
+        """Where the reader finds pictures, where it has to be told or the user tells it."""
+        assert reader is not None
+        wanted = inspect.signature(reader).parameters.get("pictures")
+        if wanted is None or (wanted.default is not inspect.Parameter.empty and self.pictures is None):
+            return {}
+        return {"pictures": store(seen, self.pictures or file.parent)}
 
     def found(self) -> Iterator[Found]:
         for format, seen, settings, files in self.groups.values():

@@ -14,7 +14,7 @@ ROWS = ("lines", "list", "parquet")
 SCORES = {"uid", "similarity", "punsafe", "pwatermark", "NSFW", "clip_similarity_vitb32", "clip_l14_similarity_score"}
 """Columns of tables of captioned addresses; tables of web pages have a url and a text too, and none of these."""
 
-Settings = Callable[[Seen, Path], Mapping[str, Any]]
+Settings = Callable[[Seen], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,32 +26,26 @@ class Format:
         reader: Its class in :mod:`data_pipelines.sources`.
         mark: What it is told by, for people.
         holds: The same for what was seen.
-        settings: Arguments of the reader besides ``files``, as a pipeline's YAML says them, from what was seen and the
-            folder where pictures are.
+        settings: Arguments of the reader besides ``files`` and ``pictures``, from what was seen.
     """
 
     title: str
     reader: str
     mark: str
     holds: Callable[[Seen], bool]
-    settings: Settings = lambda seen, pictures: {}
+    settings: Settings = lambda seen: {}
 
 
 def store(seen: Seen, pictures: Path) -> dict[str, Any]:
-    """Where pictures are that rows name: files called so, or by a hash where rows name addresses."""
+    """Where pictures are that rows name, as a YAML says it: files called so, or by a hash where rows name addresses."""
     values = [one for value in seen.fields.values() for one in (value if isinstance(value, list) else [value])]
     by_address = seen.holder == "parquet" or any(isinstance(one, str) and ADDRESS.match(one) for one in values)
     kind = "HashedPictures" if by_address else "NamedPictures"
     return {"class_path": f"data_pipelines.picture_store.{kind}", "init_args": {"folder": str(pictures)}}
 
 
-def _with_store(seen: Seen, pictures: Path) -> dict[str, Any]:
-    return {"pictures": store(seen, pictures)}
-
-
-def _tsv(seen: Seen, pictures: Path) -> dict[str, Any]:
-    columns = ["url", "caption"] if ADDRESS.match(seen.fields["0"].strip()) else ["caption", "url"]
-    return {"pictures": store(seen, pictures), "columns": columns}
+def _tsv(seen: Seen) -> dict[str, Any]:
+    return {"columns": ["url", "caption"] if ADDRESS.match(seen.fields["0"].strip()) else ["caption", "url"]}
 
 
 def _rows(seen: Seen, *names: str) -> bool:
@@ -120,7 +114,6 @@ FORMATS: tuple[Format, ...] = (
         "ParallelLists",
         "rows with images and texts",
         lambda seen: _rows(seen, "images", "texts"),
-        _with_store,
     ),
     Format(
         "documents of text and pictures, one a line",
@@ -151,7 +144,6 @@ FORMATS: tuple[Format, ...] = (
         "CaptionTable",
         "rows with url and text and scores, URL and TEXT, or image and caption",
         _caption_table,
-        _with_store,
     ),
     Format(
         "captions with addresses of pictures: CC3M, CC12M",
@@ -179,7 +171,7 @@ FORMATS: tuple[Format, ...] = (
         "TextLines",
         "rows with content",
         lambda seen: _rows(seen, "content"),
-        lambda seen, pictures: {"column": "content"},
+        lambda seen: {"column": "content"},
     ),
     Format("plain text", "PlainText", "text", lambda seen: seen.holder == "text"),
 )

@@ -306,8 +306,9 @@ def _commands(contents: Contents, pipeline: Path | None) -> list[str]:
                 ["to train on it:", tokenizer, f"mm1-data shards --data {contents.path} --out CORPUS {sizes}", train]
             )
         ]
-    take = "mm1-data tokenizer --take MODEL --out CORPUS"
-    told = "\n  ".join(["to train on it:", take, f"mm1-data run {pipeline or 'pipeline.yaml'} --out CORPUS", train])
+    file = pipeline or "pipeline.yaml"
+    tokenizer = f"mm1-data tokenizer --data {file} --out CORPUS --vocabulary 2048"
+    told = "\n  ".join(["to train on it:", tokenizer, f"mm1-data run {file} --out CORPUS", train])
     yaml = f"pipeline.yaml (--write pipeline.yaml writes it):\n{as_pipeline(contents.found)}".rstrip()
     return [told] if pipeline else [told, yaml]
 

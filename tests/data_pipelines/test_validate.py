@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -210,6 +211,35 @@ def test_what_img2dataset_writes_is_one_thing_with_all_that_lies_beside(mode: st
     assert type(found.source).__name__ == reader
     assert contents.left == 0
     assert "documents   5 can be used" in validate(IMG2DATASET / mode)
+
+
+PIPELINE = """
+inputs:
+  captions: [{{class_path: data_pipelines.sources.Captions, init_args: {{files: "{raw}/captions/train.jsonl"}}}}]
+steps:
+  - {{class_path: data_pipelines.steps.PictureSize, init_args: {{min_side_px: 50}}}}
+  - {{class_path: data_pipelines.steps.Same, init_args: {{by: text}}}}
+"""
+
+
+def test_it_tells_how_many_documents_survive_each_step(
+    raw: Path, tmp_path: Path, writers: dict[str, Callable[..., Any]]
+) -> None:
+    big = [writers["save"](raw / f"captions/images/big{n}.jpg", n) for n in range(3)]
+    for picture in big:
+        with PIL.Image.open(raw / "captions/images" / picture) as small:
+            small.resize((100, 80)).save(raw / "captions/images" / picture)
+    rows = [{"image": f"images/{picture}", "captions": [f"one of {n // 2}"]} for n, picture in enumerate(big)]
+    with (raw / "captions/train.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "steps.yaml").write_text(PIPELINE.format(raw=raw))
+    for told in (
+        validate(raw / "captions/train.jsonl", pipeline=tmp_path / "steps.yaml"),
+        validate(tmp_path / "steps.yaml"),
+    ):
+        assert "documents   27 can be used, 0 cannot" in told
+        assert re.search(r"PictureSize +27 -> 3\n +24  \S", told)
+        assert re.search(r"Same +3 -> 2\n +1  like an earlier document.*, such as train:26", told)
 
 
 def test_every_format_names_a_reader_that_there_is() -> None:
