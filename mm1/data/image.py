@@ -13,6 +13,7 @@ alone decides what is a picture.
 from __future__ import annotations
 
 import io
+import struct
 from typing import Literal
 
 import numpy
@@ -147,27 +148,34 @@ def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 def _decoded_into(into_SSC: numpy.ndarray, data: bytes) -> bool:
     """Whether ``data`` was a whole plain JPEG of just that size and now stands in ``into_SSC``."""
-    if not _is_plain_jpeg(data):
+    if _size_of_plain_jpeg(data) != into_SSC.shape[:2]:
         return False
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width, 3) != into_SSC.shape or colours not in ("YCbCr", "RGB", "Gray"):
-            return False
         simplejpeg.decode_jpeg(data, "RGB", buffer=into_SSC)
     except ValueError:  # cut short, or a warning that PIL would overlook
         return False
     return True
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether a JPEG says nothing (EXIF, XMP: segments APP1) about how it is to be turned before its first scan."""
-    place = 2
+def _size_of_plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG of one or three colours, if nothing before its first scan says how to turn it.
+
+    That would be EXIF or XMP, segments APP1. Reading the few heads of segments here is faster than asking a library.
+    """
+    size, place = None, 2
     try:
         while data[0] == 0xFF and data[1] == 0xD8 and data[place] == 0xFF:
             marker = data[place + 1]
-            if marker in (0xDA, 0xE1):
-                return marker == 0xDA
+            if marker in _FRAMES:
+                height, width, colours = struct.unpack_from(">HHB", data, place + 5)
+                size = (height, width) if colours in (1, 3) and size is None else (0, 0)
+            elif marker in (_SCAN, _APP1):
+                return size if marker == _SCAN else None
             place += 2 + 256 * data[place + 2] + data[place + 3]
-    except IndexError:
+    except (IndexError, struct.error):
         pass
-    return False
+    return None
+
+
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive; other kinds go to PIL
+_SCAN, _APP1 = 0xDA, 0xE1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import FOLDER, append, machine, versions
+from benchmarks.machine import FOLDER, RESULTS, append, machine, versions
 from benchmarks.photos import write_photos
 from mm1.data.shards import read_manifest
 from mm1.errors import UserError, at_least
@@ -71,9 +71,10 @@ def data(
     repeats: int = 5,
     pictures: int = 2000,
     image_px: int = 378,
-    batch: int = 64,
+    batch: int = 128,
     data: Path | None = None,
     folder: Path = FOLDER,
+    results: Path = RESULTS,
     energon_python: str = sys.executable,
     note: str = "",
 ) -> None:
@@ -88,6 +89,7 @@ def data(
         data: A raw corpus with captions to use instead of generated pictures.
         folder: Where corpora are kept from run to run.
         energon_python: Interpreter that has megatron-energon.
+        results: Folder of the CSV file that rows are added to.
         note: What to remember of this run, such as how busy the machine was.
     """
     at_least(1, {"repeats": repeats, "pictures": pictures, "batch": batch})
@@ -111,7 +113,7 @@ def data(
         "repeats": repeats,
     }
     rows = [{**about, "contestant": one.name, **_figures(one), "note": note} for one in contestants]
-    print(f"added {len(rows)} rows to {append('data.csv', rows)}")
+    print(append(results / "data.csv", rows))
 
 
 def _figures(contestant: Contestant) -> dict[str, Any]:

@@ -33,9 +33,8 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Add rows to ``docs/benchmarks/<name>``, with a header if the file is new; returns its path."""
-    path = RESULTS / name
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Add rows to a CSV file, with a header if it is new; returns what was done."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -43,7 +42,7 @@ def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         if new:
             writer.writeheader()
         writer.writerows(rows)
-    return path
+    return f"added {len(rows)} rows to {path}"
 
 
 def _processor() -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy
 import PIL.Image
 
-from benchmarks.machine import FOLDER, append, machine, versions
+from benchmarks.machine import FOLDER, RESULTS, append, machine, versions
 from benchmarks.photos import WORDS
 from mm1.errors import UserError, at_least
 
@@ -36,6 +36,7 @@ def pipeline(
     words: int = 40,
     workers: int = 1,
     folder: Path = FOLDER,
+    results: Path = RESULTS,
     note: str = "",
 ) -> None:
     """Time ``mm1-data shards`` on generated corpora of 10^4, 10^5 and, with ``--large true``, 10^6 documents.
@@ -47,6 +48,7 @@ def pipeline(
         words: Words of a document.
         workers: Processes of the pipeline.
         folder: Where corpora and shards are written.
+        results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
     """
     at_least(1, {"workers": workers, "words": words})
@@ -78,7 +80,7 @@ def pipeline(
             f"{small['documents']:,} -> {big['documents']:,} documents: time per document x {clock:.2f} "
             f"(processor x {processor:.2f}, bar {LINEAR}), peak of memory x {big['peak_mb'] / small['peak_mb']:.2f}"
         )
-    print(f"added {len(rows)} rows to {append('pipeline.csv', rows)}")
+    print(append(results / "pipeline.csv", rows))
 
 
 def _words(raw: Path, out: Path, workers: int) -> list[Any]:
