@@ -119,12 +119,15 @@ class ShardSet:
         tar, index = self._descriptors(shard)
         place = self._extents_at[shard] + EXTENT_BYTES * int(self._first[i])
         extents = os.pread(index, EXTENT_BYTES * (1 + int(self.images[i])), place)
-        places = list(struct.iter_unpack("<qq", extents[: len(extents) // EXTENT_BYTES * EXTENT_BYTES]))
-        most = self.shards[shard]["bytes"]
-        if any(at < 0 or not 0 <= size <= most for at, size in places):  # as no index says that was whole when opened
-            raise Damaged("index differs", f"{index_path(self.paths[shard])} was changed while it was read: {AGAIN}")
-        members = [os.pread(tar, size, at) for at, size in places]
-        if len(members) <= self.images[i] or any(len(m) != size for m, (_, size) in zip(members, places, strict=True)):
+        most, members, whole = self.shards[shard]["bytes"], [], True
+        for at, size in struct.iter_unpack("<qq", extents[: len(extents) // EXTENT_BYTES * EXTENT_BYTES]):
+            if at < 0 or not 0 <= size <= most:  # as no index says that was whole when opened
+                raise Damaged(
+                    "index differs", f"{index_path(self.paths[shard])} was changed while it was read: {AGAIN}"
+                )
+            members.append(os.pread(tar, size, at))
+            whole = whole and len(members[-1]) == size
+        if not whole or len(members) <= self.images[i]:
             raise Damaged("shard is cut short", f"{self.paths[shard]} ends inside a sample; it was cut short: {AGAIN}")
         return members
 
