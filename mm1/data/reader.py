@@ -34,7 +34,7 @@ class Reader:
     """
 
     def __init__(self, recipe: Recipe, shards: Sequence[ShardSet], threads: int, *, vary: bool) -> None:
-        self.recipe, self.shards = recipe, shards
+        self.recipe, self.shards, self.names = recipe, shards, recipe.names
         self.tokenizer = Tokenizer(find(recipe.corpus))
         self.augment = recipe.augment if vary else None
         self.map = ThreadPoolExecutor(threads).map if threads > 1 else map  # decoders run beside each other
@@ -53,10 +53,8 @@ class Reader:
             images_ISSC = numpy.concatenate([images_ISSC[:0], *kept])
         documents = iter([document for document, _ in fetched])
         laid = [list(itertools.islice(documents, len(row))) for row in rows]
-        batch = to_batch(laid, channels_first(images_ISSC), self.recipe.row_tokens, self.recipe.names)
-        batch.damaged = tuple(
-            (self.recipe.names[piece.source], self._where(piece), reason) for piece, reason in damaged
-        )
+        batch = to_batch(laid, channels_first(images_ISSC), self.recipe.row_tokens, self.names)
+        batch.damaged = tuple((self.names[piece.source], self._where(piece), reason) for piece, reason in damaged)
         check_placeholders(batch, self.recipe.image_spec.tokens)  # here: an accelerator cannot tell
         return batch
 
@@ -74,7 +72,7 @@ class Reader:
         document = encode(sample, self.tokenizer, self.recipe.image_spec.tokens)
         if len(document.tokens) != piece.positions or len(document.images) != piece.images:
             return "not as long as its index says; the tokenizer or the shards were changed"
-        return f"{self.recipe.names[piece.source]}/{sample.id}", document
+        return f"{self.names[piece.source]}/{sample.id}", document
 
     def _prepare(
         self, piece: Piece, read: tuple[str, Encoded] | str, into_ISSC: numpy.ndarray
@@ -97,7 +95,7 @@ class Reader:
         elif self.augment is None:
             prepare_into(into_SSC, data, self.recipe.image_spec)
         else:
-            stream = self.recipe.names[piece.source]
+            stream = self.names[piece.source]
             picked = f"{self.recipe.seed}/{stream}/{piece.epoch}/{piece.index}/{number}"
             picture_CSS = square(self.augment(decode(data), stream, picked), self.recipe.image_spec)
             into_SSC[:] = picture_CSS.permute(1, 2, 0).numpy()
