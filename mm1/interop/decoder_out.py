@@ -32,6 +32,9 @@ from mm1.model.decoder import Decoder
 ROWS = ("embedding.weight", "head.weight")
 FIRST = ("llama", "mixtral")  # which everybody reads
 
+# arguments of an MoE that only training sees
+TRAINING = ("balance", "balance_weight", "z_weight", "expert_dropout")
+
 
 def export_decoder(checkpoint: str | Path, folder: str | Path) -> Path:
     """Write the decoder of a model as a folder in Hugging Face layout.
@@ -130,8 +133,8 @@ def _meaning(arguments: Mapping[str, Any]) -> dict[str, Any]:
     moe, every, dense = said.pop("moe"), said.pop("moe_every"), said.pop("dense_layers")
     said["sparse layers"] = [n for n in layers if moe and (n + 1) % every == 0 and n not in dense]
     inner = dict(moe["init_args"]) if moe else {}
-    said["moe"] = {key: inner.get(key) for key in ("experts", "top_k", "renormalise")}
-    said["expert_width"] = moe and (inner.get("expert_width") or said["ffn_width"])
+    said["expert_width"] = moe and (inner.pop("expert_width") or said["ffn_width"])
+    said["moe"] = moe and [moe["class_path"], {key: inner[key] for key in inner if key not in TRAINING}]
     return said
 
 

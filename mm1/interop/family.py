@@ -67,11 +67,18 @@ MANY = 4096  # layers, or experts of one: no model has more, and each is a modul
 QK_NORM = {f"attention.{part}_norm.weight": (f"self_attn.{part}_norm.weight",) for part in "qk"}
 
 
-def sparse(settings: Settings, count: str, **more: Any) -> dict[str, Any]:
+def sparse(settings: Settings, count: str, renormalise: bool = True, **more: Any) -> dict[str, Any]:
     """The Decoder's ``moe`` with as many experts as the key ``count`` says and other arguments of the MoE."""
     experts, top_k = settings.whole(count, most=MANY), settings.whole("num_experts_per_tok")
     arguments = {"experts": experts, "top_k": top_k, **more}
+    if not renormalise:
+        arguments["router"] = {"class_path": "mm1.model.moe.routers.TopK", "init_args": {"renormalise": False}}
     return {"moe": {"class_path": "mm1.model.moe.layer.MoE", "init_args": arguments}}
+
+
+def renormalised(moe: Mapping[str, Any]) -> bool | None:
+    """Whether the shares of an MoE's arguments are brought to one, None where its router knows nothing of it."""
+    return ((moe.get("router") or {}).get("init_args") or {}).get("renormalise")
 
 
 class Family:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mm1.batch import IGNORE, Batch
 from mm1.model.mm1 import MM1
-from mm1.model.moe.layer import MoE
+from mm1.model.moe.layer import Mixture
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Counts:
 
 def parameters(model: MM1) -> Counts:
     """Count, on any device, ``meta`` included."""
-    sparse = [module for module in model.decoder.modules() if isinstance(module, MoE)]
+    sparse = [layer.ffn for layer in model.decoder.layers if isinstance(layer.ffn, Mixture)]
     non_embedding = _numel(model.decoder.layers) + _numel(model.decoder.norm)
-    idle = sum(_numel(moe.experts) - _visited(moe) for moe in sparse)
+    idle = sum(moe.idle for moe in sparse)
     dense = 3 * model.decoder.width * model.decoder.ffn_width
     return Counts(
         total=_numel(model),
@@ -102,7 +103,7 @@ class Flops:
 def flops(model: MM1) -> Flops:
     """What ``model`` costs; computed once, applied to any number of batches."""
     decoder, vision = model.decoder, model.vision
-    matrices = sum(_matrix(module) for module in decoder.layers.modules())
+    matrices = sum(_matrices(part) for layer in decoder.layers for part in (layer.attention, layer.ffn))
     image = torch.empty(1, 3, vision.image_px, vision.image_px, device="meta", dtype=model.image_dtype)
     patches = torch.empty(1, vision.grid**2, vision.width, device="meta", dtype=model.image_dtype)
     return Flops(
@@ -116,11 +117,11 @@ def flops(model: MM1) -> Flops:
     )
 
 
-def _matrix(module: nn.Module) -> int:
-    """Elements of the matrices that a position is multiplied by in this module itself."""
-    if isinstance(module, MoE):
-        return _visited(module) + module.router.weight.numel()
-    return module.weight.numel() if isinstance(module, nn.Linear) else 0
+def _matrices(module: Any) -> int:
+    """Elements of the matrices that a position is multiplied by."""
+    if isinstance(module, Mixture):
+        return module.multiplied
+    return sum(inner.weight.numel() for inner in module.modules() if isinstance(inner, nn.Linear))
 
 
 def _measured(module: nn.Module, x: Tensor) -> float:
@@ -129,10 +130,6 @@ def _measured(module: nn.Module, x: Tensor) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         torch.func.functional_call(module, weights, (x,))
     return float(counter.get_total_flops())
-
-
-def _visited(moe: MoE) -> int:
-    return _numel(moe.experts) * moe.router.top_k // moe.experts.count
 
 
 def _numel(module: nn.Module) -> int:

@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from mm1.errors import UserError, at_least
 from mm1.model.attention import Attention, KVCache, Mask, document_mask
 from mm1.model.ffn import SwiGLU
-from mm1.model.moe.layer import MoE
-from mm1.model.moe.router import RouterStats
+from mm1.model.moe.layer import Mixture
+from mm1.model.moe.routing import Places
+from mm1.model.moe.stats import RouterStats
 from mm1.model.rope import Rope
 from mm1.model.shape import ARGS, head_shape, sparse_layers, windows
 
@@ -46,7 +47,7 @@ class Layer(nn.Module):
         self,
         width: int,
         attention: Attention,
-        ffn: SwiGLU | MoE,
+        ffn: SwiGLU | Mixture,
         norm_eps: float,
         norm_place: Literal["before", "after"] = "before",
     ) -> None:
@@ -62,7 +63,7 @@ class Layer(nn.Module):
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor],
         mask: Mask,
-        valid_BT: Tensor,
+        places: Places,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> tuple[Tensor, RouterStats | None]:
@@ -71,7 +72,7 @@ class Layer(nn.Module):
         y_BTD = self.attention(read_BTD, rotation, mask, cache, layer)
         x_BTD = x_BTD + (y_BTD if self.before else self.attention_norm(y_BTD.to(x_BTD.dtype)))
         read_BTD = self.ffn_norm(x_BTD) if self.before else x_BTD
-        y_BTD, stats = self.ffn(read_BTD, valid_BT) if isinstance(self.ffn, MoE) else (self.ffn(read_BTD), None)
+        y_BTD, stats = self.ffn(read_BTD, places) if isinstance(self.ffn, Mixture) else (self.ffn(read_BTD), None)
         return x_BTD + (y_BTD if self.before else self.ffn_norm(y_BTD.to(x_BTD.dtype))), stats
 
 
@@ -117,7 +118,7 @@ class Decoder(nn.Module):
         clip_qkv: float | None = None,
         window_tokens: int | None = None,
         windowed_layers: list[int] | None = None,
-        moe: Callable[[int, int], MoE] | None = None,
+        moe: Callable[[int, int], Mixture] | None = None,
         moe_every: int = 2,
         dense_layers: Sequence[int] = (),
         tied: bool = False,
@@ -168,7 +169,14 @@ class Decoder(nn.Module):
         """Scores of every vocabulary entry, fp32[..., vocabulary]."""
         return nn.functional.linear(hidden_BTD, self.head_VD).float()
 
-    def forward(self, x_BTD: Tensor, segments_BT: Tensor, positions_BT: Tensor, cache: KVCache | None = None) -> Output:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        segments_BT: Tensor,
+        positions_BT: Tensor,
+        cache: KVCache | None = None,
+        places: Places | None = None,
+    ) -> Output:
         """Embedded positions -> hidden states.
 
         Args:
@@ -176,18 +184,19 @@ class Decoder(nn.Module):
             segments_BT: int64[B, T], 0 is padding; attention never leaves a segment.
             positions_BT: int64[B, T], position within the document.
             cache: Where earlier keys and values are and new ones go.
+            places: What routers are told of the positions; text of one source if not given.
         """
         see = document_mask if cache is None else cache.mask
         masks = {window: see(segments_BT, window) for window in set(self.windows_L)}
         rotation = self.rope.rotation(positions_BT, segments_BT, self.head_width, self.rope_base)
-        valid_BT, routers = segments_BT > 0, []
+        places, routers = places or Places.of_text(segments_BT > 0), []
         for index, layer in enumerate(self.layers):
             mask = masks[self.windows_L[index]]
             if self.checkpointing and torch.is_grad_enabled():
                 recompute = partial(checkpoint, layer, use_reentrant=False, context_fn=_keep_routing)
-                x_BTD, stats = recompute(x_BTD, rotation, mask, valid_BT)
+                x_BTD, stats = recompute(x_BTD, rotation, mask, places)
             else:
-                x_BTD, stats = layer(x_BTD, rotation, mask, valid_BT, cache, index)
+                x_BTD, stats = layer(x_BTD, rotation, mask, places, cache, index)
             routers += [] if stats is None else [stats]
         if cache is not None:
             cache.length += x_BTD.shape[1]

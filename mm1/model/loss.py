@@ -32,7 +32,9 @@ class LossSums:
         tokens: Positions that are not padding.
         cross_entropy_S: ``cross_entropy`` by source.
         targets_S: ``targets`` by source.
-        load_LE: Tokens each expert of each MoE layer got.
+        load_LGE: Choices of each group that each expert of each sparse layer got (:mod:`mm1.model.moe.stats`).
+        gauges_LGN: Other sums over the tokens of each group.
+        together_LEE: Tokens that visited both of two experts.
     """
 
     cross_entropy: Tensor
@@ -43,7 +45,9 @@ class LossSums:
     tokens: Tensor
     cross_entropy_S: Tensor
     targets_S: Tensor
-    load_LE: Tensor
+    load_LGE: Tensor
+    gauges_LGN: Tensor
+    together_LEE: Tensor
 
 
 def loss_sums(output: Output, batch: Batch, head_VD: Tensor) -> LossSums:
@@ -61,7 +65,9 @@ def loss_sums(output: Output, batch: Batch, head_VD: Tensor) -> LossSums:
         tokens=(batch.segments_BT > 0).sum(),
         cross_entropy_S=zeros_S.index_add(0, sources_M, losses_M),
         targets_S=zeros_S.index_add(0, sources_M, torch.ones_like(losses_M)),
-        load_LE=output.router.load_LE,
+        load_LGE=output.router.load_LGE,
+        gauges_LGN=output.router.gauges_LGN,
+        together_LEE=output.router.together_LEE,
     )
 
 

@@ -15,6 +15,7 @@ from mm1.model.connector import Connector
 from mm1.model.decoder import Decoder, Output
 from mm1.model.init import init_parameters
 from mm1.model.loss import LossSums, loss_sums
+from mm1.model.moe.routing import Places
 from mm1.model.splice import check, splice
 from mm1.model.vision import VisionEncoder
 
@@ -49,7 +50,8 @@ class MM1(nn.Module):
         """
         check(batch, self.connector.tokens, self.vision.image_px, self.decoder.vocabulary)
         x_BTD = self.embed(batch.tokens_BT, self.encode_images(batch.images_ICHW))
-        return self.decoder(x_BTD, batch.segments_BT, batch.positions_BT)
+        places = Places(batch.segments_BT > 0, batch.tokens_BT == IMAGE, batch.sources_BT, len(batch.sources))
+        return self.decoder(x_BTD, batch.segments_BT, batch.positions_BT, places=places)
 
     def losses(self, batch: Batch) -> LossSums:
         """Everything a step adds up: cross-entropy on the targets and what the routers did."""

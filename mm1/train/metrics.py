@@ -19,7 +19,7 @@ from torch import Tensor
 from mm1 import __version__
 from mm1.batch import IMAGE, Batch
 from mm1.model.count import Flops, flops, parameters
-from mm1.model.moe.layer import MoE
+from mm1.model.moe.layer import Mixture
 from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
 from mm1.train.module import Objective
@@ -96,7 +96,7 @@ class Metrics(Callback):
         self.step = torch.zeros_like(self.sums)
         self.shape = torch.zeros(3, dtype=torch.float64, device=pl_module.device)  # rows, positions, pictures
         self.logged = (self.time_s, float(self.sums[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum()))
-        self.sparse = [i for i, layer in enumerate(pl_module.model.decoder.layers) if isinstance(layer.ffn, MoE)]
+        self.sparse = [i for i, layer in enumerate(pl_module.model.decoder.layers) if isinstance(layer.ffn, Mixture)]
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -143,7 +143,7 @@ class Metrics(Callback):
 
     def _log(self, trainer: lightning.Trainer, module: Objective, step: Tensor, shape: Tensor) -> None:
         losses = _losses(module, self.sources)
-        load_LE = module.over_ranks(module.step_sums.load_LE) if module.step_sums else torch.zeros(0, 0)
+        load_LE = module.over_ranks(module.step_sums.load_LGE).sum(1) if module.step_sums else torch.zeros(0, 0)
         rows, places, images = shape.tolist()
         counted = step[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum().item()
         time_s = self.time_s + time.monotonic() - self.mark_s
@@ -217,7 +217,7 @@ def _losses(module: Objective, sources: tuple[str, ...]) -> dict[str, float]:
     for source, loss, count in zip(sources, *module.over_ranks(by_source).tolist(), strict=True):
         if count:
             values[f"loss/{source}"] = loss / count
-    if sums.load_LE.numel():
+    if sums.load_LGE.numel():
         values |= {"balance": balance / tokens, "z": z / tokens}
     return values
 

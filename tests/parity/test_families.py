@@ -4,6 +4,7 @@ Every family with each option that its open models use; read at once, and token 
 """
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import transformers
 
 from mm1.model.decoder import Decoder
 from mm1.model.moe.layer import MoE
+from mm1.model.moe.routers import TopK
 from mm1.model.rope import DynamicRope, LinearRope, Llama3Rope, YarnRope
 
 TOKENS = 60  # of a document; the original length of every stretched model is 16
@@ -73,7 +75,12 @@ FAMILIES = {
     "olmoe": (
         "Olmoe",
         {"num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": False, "clip_qkv": 0.9},
-        {"moe": moe(experts=6, top_k=3, renormalise=False), "moe_every": 1, "qk_norm": "full", "clip_qkv": 0.9},
+        {
+            "moe": moe(experts=6, top_k=3, router=partial(TopK, renormalise=False)),
+            "moe_every": 1,
+            "qk_norm": "full",
+            "clip_qkv": 0.9,
+        },
     ),
     "qwen3_moe": (
         "Qwen3Moe",

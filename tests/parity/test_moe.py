@@ -5,6 +5,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from mm1.model.decoder import Decoder
 from mm1.model.moe.layer import MoE
+from mm1.model.moe.routing import Places
 
 EXPERTS, TOP_K, LAYERS = 6, 2, 3
 
@@ -78,7 +79,7 @@ def test_the_balance_loss_of_one_layer_is_mixtrals_divided_by_the_choices():
     _, decoder = pair()
     x = torch.randn(1, 31, 48, generator=torch.Generator().manual_seed(1))
     for layer in decoder.layers:
-        _, stats = layer.ffn(x, torch.ones(1, 31, dtype=torch.bool))
+        _, stats = layer.ffn(x, Places.of_text(torch.ones(1, 31, dtype=torch.bool)))
         logits = torch.nn.functional.linear(x[0], layer.ffn.router.weight)
         expected = load_balancing_loss_func((logits,), EXPERTS, TOP_K)
         assert torch.allclose(stats.balance / 31, expected / TOP_K, atol=1e-5)

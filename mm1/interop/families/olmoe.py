@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mm1.interop.family import QK_NORM, STACKED, Family, experts, sparse
+from mm1.interop.family import QK_NORM, STACKED, Family, experts, renormalised, sparse
 from mm1.interop.settings import Settings
 
 
@@ -31,7 +31,7 @@ class Olmoe(Family):
         return {
             "num_experts": moe.get("experts"),
             "num_experts_per_tok": moe.get("top_k"),
-            "norm_topk_prob": moe.get("renormalise"),
+            "norm_topk_prob": renormalised(moe),
             "clip_qkv": arguments["clip_qkv"],
             "attention_bias": arguments["attention_bias"] == "all",
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mm1.interop.family import QK_NORM, STACKED, Family, experts, sparse
+from mm1.interop.family import QK_NORM, STACKED, Family, experts, renormalised, sparse
 from mm1.interop.settings import Settings
 
 
@@ -52,7 +52,7 @@ class Qwen3Moe(Family):
         return {
             "num_experts": moe.get("experts"),
             "num_experts_per_tok": moe.get("top_k"),
-            "norm_topk_prob": moe.get("renormalise"),
+            "norm_topk_prob": renormalised(moe),
             "moe_intermediate_size": moe.get("expert_width") or arguments["ffn_width"],
             "decoder_sparse_step": arguments["moe_every"],
             "mlp_only_layers": list(arguments["dense_layers"]),

@@ -8,34 +8,23 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from mm1.model.moe.experts import Experts
-from mm1.model.moe.router import Routing
+from mm1.model.moe.kernels import add_rows, take_rows
+from mm1.model.moe.routing import Rows
 
 
 class Dispatch(Protocol):
-    """Send every token of ``x_BTD`` to its experts and return the weighted sum of their answers."""
+    """Send every row to its expert and return, for each token, the weighted sum of the answers."""
 
-    def __call__(self, x_BTD: Tensor, routing: Routing, experts: Experts) -> Tensor: ...
+    def __call__(self, x_MD: Tensor, rows: Rows, experts: Experts) -> Tensor: ...
 
 
 class LocalDispatch:
-    """All experts are here: sort the token copies by expert, run, sort back, add up.
+    """All experts are here: copy tokens into rows, run, add up. All shapes are known beforehand."""
 
-    Deterministic: each token gathers its own k answers, nothing is scattered. All shapes are known beforehand.
-    """
-
-    def __call__(self, x_BTD: Tensor, routing: Routing, experts: Experts) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        top_k = routing.experts_BTK.shape[-1]
-        chosen_R = routing.experts_BTK.flatten()
-        order_R = chosen_R.argsort(stable=True)
-        back_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
-        counts_E = torch.zeros(experts.count, dtype=torch.int64, device=chosen_R.device)
-        counts_E = counts_E.scatter_add_(0, chosen_R, torch.ones_like(chosen_R))
-        x_RD = x_BTD.flatten(0, 1).index_select(0, order_R // top_k)
-        y_RD = experts(x_RD, routing.weights_BTK.flatten().index_select(0, order_R), counts_E)
-        y_MKD = y_RD.index_select(0, back_R).unflatten(0, (-1, top_k))
-        return y_MKD.sum(1).view_as(x_BTD)
+    def __call__(self, x_MD: Tensor, rows: Rows, experts: Experts) -> Tensor:
+        """[M, D] -> [M, D]."""
+        y_RD = experts(take_rows(x_MD, rows), rows.weights_R, rows.counts_E)
+        return add_rows(y_RD, rows, len(x_MD))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grouped_mm, linear
+from torch.nn.functional import dropout, grouped_mm, linear
 
 from mm1.model.ffn import gated
 
@@ -17,14 +17,15 @@ class Experts(nn.Module):
     """E SwiGLU layers side by side.
 
     Args:
-        width: Decoder width D.
+        width: Width D of what they read.
         ffn_width: Inner width F of each.
         experts: How many.
+        dropout: Share of the inner activations that training sets to zero (Switch, section 2.4: "expert dropout").
     """
 
-    def __init__(self, width: int, ffn_width: int, experts: int) -> None:
+    def __init__(self, width: int, ffn_width: int, experts: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.count = experts
+        self.count, self.dropout = experts, dropout
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * ffn_width, width))
         self.down = nn.Parameter(torch.empty(experts, width, ffn_width))
 
@@ -47,12 +48,16 @@ class Experts(nn.Module):
         ends_E = counts_E.cumsum(0, dtype=torch.int32)
         gate_up = self.gate_up.to(x_RD.dtype).transpose(-2, -1)
         down = self.down.to(x_RD.dtype).transpose(-2, -1)
-        hidden_RF = gated(grouped_mm(x_RD, gate_up, offs=ends_E)) * weights_R.to(x_RD.dtype).unsqueeze(-1)
+        hidden_RF = self._inner(grouped_mm(x_RD, gate_up, offs=ends_E), weights_R)
         return grouped_mm(hidden_RF, down, offs=ends_E)
 
     def _loop(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor) -> Tensor:
         counts = counts_E.tolist()
-        rows, weights = x_RD.split(counts), weights_R.to(x_RD.dtype).unsqueeze(-1).split(counts)
+        rows, weights = x_RD.split(counts), weights_R.split(counts)
         # unbind, not indexing: indexing's backward would fill a whole [E, ...] gradient once for every expert
         parts = zip(rows, weights, self.gate_up.unbind(), self.down.unbind(), strict=True)
-        return torch.cat([linear(gated(linear(x, gate_up)) * w, down) for x, w, gate_up, down in parts])
+        return torch.cat([linear(self._inner(linear(x, gate_up), w), down) for x, w, gate_up, down in parts])
+
+    def _inner(self, gate_up_R2F: Tensor, weights_R: Tensor) -> Tensor:
+        hidden_RF = dropout(gated(gate_up_R2F), self.dropout, self.training)
+        return hidden_RF * weights_R.to(hidden_RF.dtype).unsqueeze(-1)

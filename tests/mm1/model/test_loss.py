@@ -72,11 +72,11 @@ def test_sums_by_source_add_up(model, batch):
     assert sums.targets_S.sum() == sums.targets == step.targets
     only = replace(step, targets_BT=step.targets_BT.where(step.sources_BT == 1, IGNORE))
     assert torch.allclose(mm1.losses(only).cross_entropy, sums.cross_entropy_S[1], atol=1e-3)
-    assert sums.load_LE.shape == (1, 4)
-    assert sums.load_LE.sum() == 2 * sums.tokens
+    assert sums.load_LGE.shape == (1, 2 * len(step.sources), 4)
+    assert sums.load_LGE.sum() == 2 * sums.tokens
 
 
 def test_a_dense_model_has_no_router_loss(model, batch):
     sums = model().losses(batch())
     assert sums.router == sums.balance == sums.z == 0
-    assert sums.load_LE.numel() == 0
+    assert sums.load_LGE.numel() == 0

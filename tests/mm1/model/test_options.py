@@ -1,6 +1,7 @@
 """What must hold of the decoder's options whatever the weights: windows, caches, packing, first values, refusals."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from mm1.errors import UserError
 from mm1.model.attention import document_mask, same_document
 from mm1.model.decoder import Decoder
 from mm1.model.moe.layer import MoE
+from mm1.model.moe.routers import TopK
+from mm1.model.moe.routing import Places
 
 OPEN_MODELS = {
     "llama": {"head_width": 12, "attention_bias": "all", "rope": ("Llama3Rope", {"factor": 4.0})},
@@ -173,14 +176,14 @@ def test_new_parameters_start_as_their_kind_does(model):
 
 
 def test_weights_of_the_chosen_experts_are_as_the_softmax_left_them():
-    layer = MoE(8, 12, experts=4, top_k=2, renormalise=False, expert_width=6)
+    layer = MoE(8, 12, experts=4, router=partial(TopK, renormalise=False), expert_width=6)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(0))
     assert layer.experts.gate_up.shape == (4, 12, 8)
     x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1))
-    routing, _ = layer.router(x, torch.ones(1, 5, dtype=torch.bool))
+    choice = layer.router(x, Places.of_text(torch.ones(1, 5, dtype=torch.bool))).choice
     expected = (x @ layer.router.weight.T).softmax(-1).topk(2).values
-    assert torch.allclose(routing.weights_BTK, expected, atol=1e-6)
+    assert torch.allclose(choice.weights_MK, expected[0], atol=1e-6)
 
 
 def test_dense_layers_stay_dense(model):
