@@ -50,12 +50,13 @@ class Balance(ABC):
             hot_BTE: fp32, one where a token chose an expert, dropped choices included.
             places: What the positions are.
         """
-        count_BT1 = self._counted(places).unsqueeze(-1).to(routing.shares_BTE.dtype)
-        parts, valid_B = [routing.shares_BTE, routing.chance_BTE, hot_BTE, count_BT1], places.valid_BT.sum(1)
+        shares, chance, hot, valid_B = routing.shares_BTE, routing.chance_BTE, hot_BTE, places.valid_BT.sum(1)
+        count = self._counted(places).unsqueeze(-1).to(shares.dtype)
         if self.group != "row":
-            parts = [None if part is None else part.flatten(0, 1).unsqueeze(0) for part in parts]
+            shares, hot, count = (part.flatten(0, 1).unsqueeze(0) for part in (shares, hot, count))
+            chance = None if chance is None else chance.flatten(0, 1).unsqueeze(0)
             valid_B = valid_B.sum(0, keepdim=True)
-        return (self.value(*parts) * valid_B).sum()
+        return (self.value(shares, chance, hot, count) * valid_B).sum()
 
     @abstractmethod
     def value(self, shares_GTE: Tensor, chance_GTE: Tensor | None, hot_GTE: Tensor, count_GT1: Tensor) -> Tensor:
