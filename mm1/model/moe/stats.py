@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mm1.model.moe.routing import Places, Routing
 
-GAUGES = ("tokens", "entropy", "z", "logit_norm", "dropped")  # N of sums_LGN; all but the first to be divided by it
+# N of gauges_LGN; all but the first to be divided by it
+GAUGES = ("tokens", "entropy", "z", "logit_norm", "dropped", "visited", "covered")
 
 
 @dataclass
@@ -26,7 +27,7 @@ class RouterStats:
         z: Squared logsumexp of the logits; mean over layers.
         load_LGE: Choices of each group that each expert got.
         gauges_LGN: Sums of :data:`GAUGES`: tokens, entropy of the shares in nats, squared logsumexp, norm of the
-            logits, share of a token's choices that were dropped.
+            logits, share of a token's choices that were dropped, experts it visited, whether it visited any.
         together_LEE: Tokens that visited both of two experts; the diagonal is an expert's own.
     """
 
@@ -66,6 +67,8 @@ def measure(routing: Routing, hot_ME: Tensor, places: Places) -> tuple[Tensor, T
             logits_ME.logsumexp(-1).square(),
             logits_ME.masked_fill(logits_ME.isinf(), 0).norm(dim=-1),
             routing.choice.dropped(hot_ME),
+            hot_ME.sum(1),
+            hot_ME.amax(1),
         ],
         dim=-1,
     ).to(hot_ME.dtype)
