@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -14,6 +15,10 @@ import PIL.ImageDraw
 import pytest
 import yaml
 from hypothesis import settings
+
+# Without a GPU, Triton's kernels run in its interpreter; it has to be told before anything imports it.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mm1.data.encode import text_tokens
 from mm1.data.shards import FORMAT, ShardWriter

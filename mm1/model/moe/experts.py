@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, grouped_mm, linear
+from torch.nn.functional import dropout, linear
 
 from mm1.model.ffn import gated
+from mm1.model.moe.kernels import expert_rows, fits
 
 
 class Experts(nn.Module):
@@ -40,16 +41,9 @@ class Experts(nn.Module):
             counts_E: int[E], summing to R.
         """
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_RD.dtype
-        if x_RD.is_cuda and dtype == torch.bfloat16:
-            return self._grouped(x_RD.to(dtype), weights_R, counts_E)
+        if fits(x_RD.to(dtype), *self.down.shape[1:]) and not (self.dropout and self.training):
+            return expert_rows(x_RD.to(dtype), weights_R, counts_E, self.gate_up.to(dtype), self.down.to(dtype))
         return self._loop(x_RD, weights_R, counts_E)
-
-    def _grouped(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor) -> Tensor:
-        ends_E = counts_E.cumsum(0, dtype=torch.int32)
-        gate_up = self.gate_up.to(x_RD.dtype).transpose(-2, -1)
-        down = self.down.to(x_RD.dtype).transpose(-2, -1)
-        hidden_RF = self._inner(grouped_mm(x_RD, gate_up, offs=ends_E), weights_R)
-        return grouped_mm(hidden_RF, down, offs=ends_E)
 
     def _loop(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor) -> Tensor:
         counts = counts_E.tolist()

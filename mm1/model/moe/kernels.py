@@ -1,14 +1,36 @@
-"""The pieces of the fast path that torch alone does not do well: copying tokens into rows and adding them up again."""
+"""The fast path of a sparse layer: copy tokens into rows, run experts over rows sorted by expert, add rows up again.
+
+On an NVIDIA GPU in bf16 three operators do it, whole for the compiler and without the host knowing how many rows an
+expert got: grouped matrix products with kernels of ours around them, and on Hopper and later some of the products too.
+A layer is then two products forward and four backward, and little else: the activation's gradient, its second
+value for the weight's gradient and the gradient of the routing weight come out of one pass. Everything else takes
+plain torch, which the tests compare with.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor
+from torch.nn.functional import grouped_mm
 
 from mm1.model.moe.routing import Rows
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def fits(x: Tensor, *widths: int) -> bool:
+    """Whether the fast path takes these: bf16 on a GPU that has it, rows of whole 16 bytes."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and not any(width % 8 for width in widths)
 
 
 def take_rows(x_MD: Tensor, rows: Rows) -> Tensor:
     """[M, D] -> [R, D]: the token that each row is a copy of."""
+    if rows.rows_MK is not None and fits(x_MD, x_MD.shape[1]):
+        return _take(x_MD, rows.tokens_R, rows.rows_MK)
     return x_MD.index_select(0, rows.tokens_R)
 
 
@@ -19,5 +41,119 @@ def add_rows(y_RD: Tensor, rows: Rows, tokens: int) -> Tensor:
     """
     if rows.rows_MK is None:
         return y_RD.new_zeros(tokens, y_RD.shape[1]).index_add(0, rows.tokens_R, y_RD)
+    if fits(y_RD, y_RD.shape[1]):
+        return _add(y_RD, rows.tokens_R, rows.rows_MK)
     y_MKD = y_RD.index_select(0, rows.rows_MK.clamp(min=0).flatten()).unflatten(0, rows.rows_MK.shape)
     return (y_MKD * (rows.rows_MK >= 0).unsqueeze(-1)).sum(1)
+
+
+def expert_rows(x_RD: Tensor, weights_R: Tensor, counts_E: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """[R, D] -> [R, D]: each row through its expert's SwiGLU, times its weight; all in bf16 but the weights."""
+    ends_E = counts_E.cumsum(0, dtype=torch.int32)
+    return _experts(x_RD, weights_R, ends_E, gate_up, down)[0]
+
+
+@torch.library.custom_op("mm1::take_rows", mutates_args=())
+def _take(x_MD: Tensor, tokens_R: Tensor, rows_MK: Tensor) -> Tensor:
+    return _triton().take_rows(x_MD.contiguous(), tokens_R)
+
+
+@torch.library.custom_op("mm1::add_rows", mutates_args=())
+def _add(y_RD: Tensor, tokens_R: Tensor, rows_MK: Tensor) -> Tensor:
+    return _triton().add_rows(y_RD.contiguous(), rows_MK)
+
+
+@torch.library.custom_op("mm1::experts", mutates_args=())
+def _experts(x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    pre_R2F = _product(x_RD, gate_up, ends_E, turned=True)
+    return _product(_triton().swiglu(pre_R2F, weights_R), down, ends_E, turned=True), pre_R2F
+
+
+@torch.library.custom_op("mm1::experts_backward", mutates_args=())
+def _experts_backward(
+    grad_RD: Tensor, x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, pre_R2F: Tensor, gate_up: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_RD = grad_RD.contiguous()
+    grad_hidden_RF = _product(grad_RD, down, ends_E, turned=False)
+    grad_pre_R2F, grad_weights_R, hidden_RF = _triton().swiglu_backward(grad_hidden_RF, pre_R2F, weights_R)
+    del grad_hidden_RF
+    grad_down = grouped_mm(grad_RD.t(), hidden_RF, offs=ends_E)
+    del hidden_RF
+    grad_gate_up = grouped_mm(grad_pre_R2F.t(), x_RD, offs=ends_E)
+    return _product(grad_pre_R2F, gate_up, ends_E, turned=False), grad_weights_R, grad_gate_up, grad_down
+
+
+def _product(a_RK: Tensor, b: Tensor, ends_E: Tensor, turned: bool) -> Tensor:
+    kernels = _triton()
+    if _has_tensor_copies(a_RK.device) and len(b) <= kernels.MOST_EXPERTS:
+        return kernels.grouped_mm(a_RK, b, ends_E, turned)
+    return grouped_mm(a_RK, b.transpose(-2, -1) if turned else b, offs=ends_E)
+
+
+@cache
+def _has_tensor_copies(device: torch.device) -> bool:
+    """Whether the chip copies tiles by itself (Hopper and later), which our product relies on."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@cache
+def _triton() -> ModuleType:
+    from mm1.model.moe import triton_kernels  # a GPU's torch brings Triton along, a CPU's does not
+
+    return triton_kernels
+
+
+@_take.register_fake
+def _(x_MD: Tensor, tokens_R: Tensor, rows_MK: Tensor) -> Tensor:
+    return x_MD.new_empty(len(tokens_R), x_MD.shape[1])
+
+
+@_add.register_fake
+def _(y_RD: Tensor, tokens_R: Tensor, rows_MK: Tensor) -> Tensor:
+    return y_RD.new_empty(len(rows_MK), y_RD.shape[1])
+
+
+@_experts.register_fake
+def _(x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    return x_RD.new_empty(x_RD.shape), x_RD.new_empty(len(x_RD), gate_up.shape[1])
+
+
+@_experts_backward.register_fake
+def _(
+    grad_RD: Tensor, x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, pre_R2F: Tensor, gate_up: Tensor, down: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        x_RD.new_empty(x_RD.shape),
+        weights_R.new_empty(weights_R.shape),
+        gate_up.new_empty(gate_up.shape),
+        down.new_empty(down.shape),
+    )
+
+
+def _keep_places(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _keep_rows(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _back_from_rows(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
+    return _add(grad_RD, *ctx.saved_tensors), None, None
+
+
+def _back_to_rows(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None, None]:
+    return _take(grad_MD, *ctx.saved_tensors), None, None
+
+
+def _back_through_experts(ctx: Any, grad_RD: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
+    x_RD, weights_R, ends_E, gate_up, down, pre_R2F = ctx.saved_tensors
+    found = _experts_backward(grad_RD, x_RD, weights_R, ends_E, pre_R2F, gate_up, down)
+    grad_x_RD, grad_weights_R, grad_gate_up, grad_down = found
+    return grad_x_RD, grad_weights_R, None, grad_gate_up, grad_down
+
+
+_take.register_autograd(_back_from_rows, setup_context=_keep_places)
+_add.register_autograd(_back_to_rows, setup_context=_keep_places)
+_experts.register_autograd(_back_through_experts, setup_context=_keep_rows)
