@@ -59,20 +59,26 @@ def quickstart(
 def stages(data: Path | None, out: Path, worlds: int) -> list[Stage]:
     """The job as a list; of the stages that could start the first does, so that the two models run side by side."""
     raw, corpus = data or out / "scenes", out / "corpus"
+    asked = "chat" if data is None else "chat_llava"
+    job = corpus_stages(data, out, worlds)
+    of_each = [_of_model(name, base, chat, raw, corpus, asked) for name, base, chat in models(out)]
+    return job + [stage for side_by_side in zip(*of_each, strict=True) for stage in side_by_side]
+
+
+def corpus_stages(data: Path | None, out: Path, worlds: int) -> list[Stage]:
+    """From raw data, or none, to ``out / "corpus"`` for the tiny models; the last stage is ``shards``."""
+    raw, corpus = data or out / "scenes", out / "corpus"
     rows = {"row_tokens": 512, "images_per_row": 16, "tokens_per_image": 16, "image_px": 64}  # as configs/model/tiny
     draw = door("data_pipelines", "scenes", raw, worlds=worlds, seed=0)
     spell = door(
         "data_pipelines", "tokenizer", data=raw, out=corpus, vocabulary=2048 if data else 1024
     )  # scenes has few words
     write = door("data_pipelines", "shards", data=raw, out=corpus, **rows)
-    asked = "chat" if data is None else "chat_llava"
     job = [] if data else [Stage("scenes", draw, says="draw the generated world", writes=(raw,))]
-    job += [
+    return job + [
         Stage("tokenizer", spell, after=tuple(stage.name for stage in job), says="train a tokenizer", writes=(corpus,)),
         Stage("shards", write, after=("tokenizer",), says="write shards"),
     ]
-    of_each = [_of_model(name, base, chat, raw, corpus, asked) for name, base, chat in models(out)]
-    return job + [stage for side_by_side in zip(*of_each, strict=True) for stage in side_by_side]
 
 
 def _of_model(name: str, base: Run, chat: Run, raw: Path, corpus: Path, asked: str) -> list[Stage]:

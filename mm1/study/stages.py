@@ -66,13 +66,22 @@ class Stages:
         stages: Every stage stands after those it depends on; of several that could start, the first does.
         slots: Processes at a time.
         threads: Threads for a process, when ``slots`` of them run.
+        keep_going: A stage that fails is named, those that depend on it are left out, and the others run all the same.
         screen: Where progress goes.
     """
 
     def __init__(
-        self, out: Path, stages: Sequence[Stage], *, slots: int = 1, threads: int = 1, screen: TextIO | None = None
+        self,
+        out: Path,
+        stages: Sequence[Stage],
+        *,
+        slots: int = 1,
+        threads: int = 1,
+        keep_going: bool = False,
+        screen: TextIO | None = None,
     ) -> None:
         self.out, self.stages, self.slots, self.threads = out, stages, slots, threads
+        self.keep_going, self.failed = keep_going, list[str]()
         self.screen = screen or sys.stdout
         self.path = out / "phases.json"
         self.memory: dict[str, Any] = {"format": FORMAT, "clock": 0.0, "stages": {}}
@@ -83,8 +92,8 @@ class Stages:
         for stage in stages:
             self.fingerprints[stage.name] = self._fingerprint(stage)
 
-    def run(self) -> None:
-        """Run what is not done yet.
+    def run(self) -> list[str]:
+        """Run what is not done yet; the names of the stages that failed, which are none without ``keep_going``.
 
         Raises:
             UserError: A stage failed; its last lines have been shown, the others were stopped.
@@ -105,6 +114,8 @@ class Stages:
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
                     self._end(one)
+                    waiting = self._possible(waiting)
+                    self._tell_time(one.stage, [*waiting, *(other.stage for other in running)])
                 if time.monotonic() - shown > SHOW_EVERY_S:
                     shown = time.monotonic()
                     self._show(running)
@@ -114,6 +125,14 @@ class Stages:
             for one in running:
                 one.process.wait()
                 self._remember(one, done=False)
+        return self.failed
+
+    def _possible(self, waiting: list[Stage]) -> list[Stage]:
+        """Those that no failed stage stands in the way of; the others have failed with it."""
+        for stage in waiting:  # every stage stands after those it depends on
+            if not {*self.failed}.isdisjoint(stage.after):
+                self.failed.append(stage.name)
+        return [stage for stage in waiting if stage.name not in self.failed]
 
     def _by_name(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -164,11 +183,24 @@ class Stages:
         self._remember(one, done=code == 0)
         if code:
             print(*(f"    {line}" for line in _tail(one.log, LOG_LINES)), sep="\n", file=self.screen)
-            raise UserError(
-                f"stage {one.stage.name} ended with exit code {code}, expected 0; its log is {one.log}; "
-                f"mend the cause and run the same command to go on"
-            )
+            told = f"ended with exit code {code}, expected 0; its log is {one.log}"
+            if not self.keep_going:
+                raise UserError(f"stage {one.stage.name} {told}; mend the cause and run the same command to go on")
+            self.failed.append(one.stage.name)
+            self._say(one.stage, f"FAILED: {told}")
+            return
         self._say(one.stage, f"done, {self.memory['stages'][one.stage.name]['seconds']:.0f} s")
+
+    def _tell_time(self, ended: Stage, left: list[Stage]) -> None:
+        """How far many stages of one kind have come, and how long the rest takes if they go on like this."""
+        alike = [stage for stage in self.stages if stage.command[:2] == ended.command[:2]]
+        seconds = [self.memory["stages"][stage.name]["seconds"] for stage in alike if self._done(stage)]
+        to_go = [stage for stage in left if stage in alike]
+        if len(alike) <= self.slots or not seconds or not to_go:
+            return
+        spent = sum(self.memory["stages"].get(stage.name, {}).get("seconds", 0.0) for stage in to_go)
+        left_s = max(0.0, len(to_go) * sum(seconds) / len(seconds) - spent) / min(self.slots, len(to_go))
+        print(f"{len(seconds)} of {len(alike)} done, about {left_s / 60:.0f} min left", file=self.screen, flush=True)
 
     def _remember(self, one: _Running, done: bool) -> None:
         record = self.memory["stages"][one.stage.name]

@@ -148,3 +148,26 @@ def test_progress_is_the_newest_line_of_a_stage(trace: Path, monkeypatch: pytest
     said = run(trace, stage(trace, "one", action="meet", partner="two"), wait, late, slots=2)
     assert "speaks" in said
     assert "waits" in said
+
+
+def test_a_failure_of_one_of_many_is_named_and_does_not_lose_the_others(trace: Path) -> None:
+    job = [
+        stage(trace, "one", action="fail"),
+        stage(trace, "two", "one"),
+        stage(trace, "three", "two"),
+        stage(trace, "four"),
+    ]
+    screen = io.StringIO()
+    failed = Stages(trace.parent / "out", job, keep_going=True, screen=screen).run()
+    assert failed == ["one", "two", "three"]
+    assert trace.read_text().split() == ["one", "four"]
+    assert "one                          FAILED: ended with exit code 3, expected 0; its log is" in screen.getvalue()
+    trace.with_name("mended").touch()
+    assert Stages(trace.parent / "out", job, keep_going=True, screen=screen).run() == []
+    assert trace.read_text().split() == ["one", "four", "one", "two", "three"]
+
+
+def test_many_stages_of_a_kind_tell_how_long_the_rest_takes(trace: Path) -> None:
+    said = run(trace, *(stage(trace, name) for name in ("one", "two", "three")))
+    assert "1 of 3 done, about 0 min left" in said
+    assert "3 of 3" not in said
