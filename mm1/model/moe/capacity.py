@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mm1.errors import UserError
-from mm1.model.moe.routing import Places, TokenChoice
+from mm1.model.moe.routing import Choice, Places, Routing, TokenChoice, places_in_line
 
 log = logging.getLogger(__name__)
 ARGS = "model.decoder.moe.capacity"
@@ -27,10 +27,14 @@ class Capacity:
         evaluate: The factor in evaluation and generation. By default nothing is dropped there, since what is dropped
             would depend on what else is in the batch; a factor warns of that.
         priority: Who comes first. ``position``: all first choices in the order of their positions, then all second
-            ones (GShard, Switch); ``probability``: the choices with the highest shares; ``batch``: all choices of the
-            tokens that are surest of their first (batch prioritised routing of V-MoE).
+            ones (GShard, Switch); ``batch``: the same, but in the order of how sure tokens are of their first (batch
+            prioritised routing, V-MoE and NLLB); ``probability``: the choices with the highest shares, first or not.
+            All but ``position`` let a token be turned away for a later one's sake.
         group: Whether tokens compete within a ``row`` (a sequence) or in the whole micro-batch.
         pad: Fill every expert up to its capacity, so that all have the same number of rows whatever is chosen.
+
+    Raises:
+        UserError: A factor below 1.
     """
 
     def __init__(
@@ -56,39 +60,33 @@ class Capacity:
                 evaluate,
             )
 
-    def __call__(self, choice: TokenChoice, places: Places, experts: int, training: bool) -> TokenChoice:
-        """The same choices without those that find no room; padding finds none."""
-        factor = self.train if training else self.evaluate
-        if factor is None:
+    def __call__(self, routing: Routing, places: Places, experts: int, training: bool) -> Choice:
+        """The router's choice without what finds no room; padding finds none. Where experts chose, all is as it was."""
+        factor, choice = self.train if training else self.evaluate, routing.choice
+        if factor is None or not isinstance(choice, TokenChoice):
             return choice
         rows, positions = places.valid_BT.shape
         groups, tokens = (rows, positions) if self.group == "row" else (1, rows * positions)
-        top_k = choice.experts_MK.shape[-1]
-        limit = min(tokens, math.ceil(factor * top_k * tokens / experts))
-        place_MK = self._places_in_line(choice, places.valid_BT.flatten(), groups, experts)
-        kept_MK = (place_MK < limit) & places.valid_BT.flatten().unsqueeze(-1)
-        return choice.keep(kept_MK, min(len(place_MK) * top_k, groups * experts * limit))
+        choices = choice.experts_MK.numel()
+        limit = min(tokens, math.ceil(factor * choices / groups / experts))
+        wanted_MK = places.valid_BT.flatten().unsqueeze(-1).expand_as(choice.experts_MK)
+        if choice.kept_MK is not None:
+            wanted_MK = wanted_MK & choice.kept_MK
+        group_M = torch.arange(len(wanted_MK), device=wanted_MK.device) // tokens
+        # what nobody wants queues at an expert of its own, so that it takes nobody's room
+        line_MK = group_M.unsqueeze(-1) * (experts + 1) + choice.experts_MK.where(wanted_MK, experts)
+        order_C = self._order(choice.experts_MK, routing.shares_BTE.detach().flatten(0, 1))
+        place_C = places_in_line(line_MK.T.flatten()[order_C])
+        place_MK = torch.empty_like(place_C).scatter_(0, order_C, place_C).view(-1, len(line_MK)).T
+        room = groups * experts * limit
+        return choice.keep(wanted_MK & (place_MK < limit), room if self.pad else min(choices, room), self.pad)
 
-    def _places_in_line(self, choice: TokenChoice, valid_M: Tensor, groups: int, experts: int) -> Tensor:
-        """int64[M, K]: how many choices stand before this one at its expert."""
-        tokens, top_k = choice.experts_MK.shape
-        device = valid_M.device
-        group_M = torch.arange(tokens, device=device) // (tokens // groups)
-        # padding queues at an expert of its own, so that it takes nobody's room
-        line_MK = group_M.unsqueeze(-1) * (experts + 1) + choice.experts_MK.where(valid_M.unsqueeze(-1), experts)
-        order_C = self._order(choice)
-        line_C = line_MK.T.flatten()[order_C]  # choices in the order of first choices, second choices, ...
-        sorted_C, by_line_C = line_C.sort(stable=True)
-        at_C = torch.arange(len(line_C), device=device)
-        first_C = torch.searchsorted(sorted_C, sorted_C)  # where each line begins
-        place_C = torch.empty_like(at_C).scatter_(0, order_C[by_line_C], at_C - first_C)
-        return place_C.view(top_k, tokens).T
-
-    def _order(self, choice: TokenChoice) -> Tensor:
+    def _order(self, experts_MK: Tensor, shares_ME: Tensor) -> Tensor:
         """int64[K * M]: choices (all first ones, then all second ones, ...) from the most to the least entitled."""
-        weights_KM = choice.weights_MK.T
+        tokens, top_k = experts_MK.shape
+        first_K1 = torch.arange(top_k, device=experts_MK.device).unsqueeze(-1) * tokens
         if self.priority == "probability":
-            return weights_KM.flatten().argsort(descending=True, stable=True)
+            return shares_ME.gather(1, experts_MK).T.flatten().argsort(descending=True, stable=True)
         if self.priority == "batch":
-            return weights_KM[0].repeat(len(weights_KM)).argsort(descending=True, stable=True)
-        return torch.arange(weights_KM.numel(), device=weights_KM.device)
+            return (first_K1 + shares_ME.amax(-1).argsort(descending=True, stable=True)).flatten()
+        return (first_K1 + torch.arange(tokens, device=experts_MK.device)).flatten()

@@ -15,7 +15,7 @@ from mm1.model.moe.dispatch import Dispatch, LocalDispatch
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.losses import Balance, LoadTimesShare, z_loss
 from mm1.model.moe.routers import Router, TopK
-from mm1.model.moe.routing import Places, TokenChoice
+from mm1.model.moe.routing import Places
 from mm1.model.moe.stats import RouterStats, measure
 
 ARGS = "model.decoder.moe"
@@ -119,8 +119,8 @@ class MoE(Mixture):
             hot_ME = choice.hot(len(x_MD), self.experts.count)
             balance = self.balance(routing, hot_ME.unflatten(0, x_BTD.shape[:2]), places)
             z = z_loss(routing.logits_BTE, places.valid_BT)
-            if self.capacity is not None and isinstance(choice, TokenChoice):
-                choice = self.capacity(choice, places, self.experts.count, self.training)
+            if self.capacity is not None:
+                choice = self.capacity(routing, places, self.experts.count, self.training)
                 hot_ME = choice.hot(len(x_MD), self.experts.count)
             rows = choice.rows(self.experts.count)
         y_MD = self.dispatch(x_MD, rows, self.experts).to(x_BTD.dtype)

@@ -14,7 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mm1.errors import UserError, at_least
 from mm1.model.moe.routing import Places, Routing
+
+ARGS = "model.decoder.moe.balance"
 
 
 class Balance(ABC):
@@ -100,6 +103,59 @@ class LoadTimesShare(Balance):
         load_GE = load_GE / load_GE.sum(-1, keepdim=True).clamp(min=1)
         mean_GE = (shares_GTE * count_GT1).sum(1) / count_GT1.sum(1).clamp(min=1)
         return (load_GE * mean_GE).sum(-1) * load_GE.shape[-1]
+
+
+class ImportanceAndLoad(Balance):
+    """1 + CV² of what experts are given, and of how many tokens they can expect (Shazeer 2017, section 4, appendix A).
+
+    CV is the standard deviation over experts divided by their mean. The importance of an expert is the sum of its
+    shares; its load, which is a count and has no gradient, is replaced by the sum of its chances under the router's
+    noise. The value is the weighted mean of the two, so the paper's w_importance = w_load = 0.1 are
+    ``balance_weight: 0.2`` at equal weights.
+
+    Args:
+        group: What is balanced; the paper's is a ``batch``.
+        tokens: Which tokens count.
+        padding: Whether padding counts too.
+        importance: Weight of the importance.
+        load: Weight of the load; above 0 it needs a router with noise (``NoisyTopK``).
+
+    Raises:
+        UserError: A weight below 0, or two of 0.
+    """
+
+    def __init__(
+        self,
+        group: Literal["row", "batch", "global"] = "batch",
+        tokens: Literal["all", "text", "image"] = "all",
+        padding: bool = False,
+        importance: float = 1.0,
+        load: float = 1.0,
+    ) -> None:
+        super().__init__(group, tokens, padding)
+        at_least(0, {f"{ARGS}.importance": importance, f"{ARGS}.load": load})
+        if importance + load == 0:
+            raise UserError(f"importance and load both weigh 0; expected one above 0 ({ARGS}.importance)")
+        self.importance, self.load = importance / (importance + load), load / (importance + load)
+        self.of_noise = load > 0
+
+    def value(self, shares_GTE: Tensor, chance_GTE: Tensor | None, hot_GTE: Tensor, count_GT1: Tensor) -> Tensor:
+        """[G]."""
+        value_G = self.importance * self._unevenness(shares_GTE, count_GT1)
+        if self.load:
+            assert chance_GTE is not None, "the layer asks for a router with noise"
+            value_G = value_G + self.load * self._unevenness(chance_GTE, count_GT1)
+        return value_G
+
+    def _unevenness(self, parts_GTE: Tensor, count_GT1: Tensor) -> Tensor:
+        """[G]: E * sum_e(v_e²) / sum_e(v_e)² is 1 + CV² of v, the sums over tokens."""
+        here_GE, tokens_G1 = (parts_GTE * count_GT1).sum(1), count_GT1.sum(1)
+        # Every rank weighs the same value by its own tokens, so its gradient stands for that of all of them.
+        factor_G1 = self.summed(tokens_G1) / tokens_G1.clamp(min=1)
+        all_GE = self.summed(here_GE.detach()) + (here_GE - here_GE.detach()) * factor_G1
+        total_G = all_GE.sum(-1)
+        total_G = total_G.where(total_G > 0, 1)
+        return all_GE.square().sum(-1) * all_GE.shape[-1] / total_G.square()
 
 
 def z_loss(logits_BTE: Tensor, valid_BT: Tensor) -> Tensor:

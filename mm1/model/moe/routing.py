@@ -98,20 +98,24 @@ class TokenChoice(Choice):
         weights_MK: fp32 shares.
         kept_MK: False where a choice is dropped; None keeps all.
         limit: Rows that are enough for all that is kept, where less than all.
+        even: Every expert has ``limit / E`` rows, which are enough for it; those that nobody needs only fill.
     """
 
     experts_MK: Tensor
     weights_MK: Tensor
     kept_MK: Tensor | None = None
     limit: int | None = None
+    even: bool = False
 
-    def keep(self, kept_MK: Tensor, limit: int | None = None) -> TokenChoice:
+    def keep(self, kept_MK: Tensor, limit: int | None = None, even: bool = False) -> TokenChoice:
         """The same without what is not kept, now or before."""
         kept_MK = kept_MK if self.kept_MK is None else kept_MK & self.kept_MK
-        return replace(self, kept_MK=kept_MK, limit=self.limit if limit is None else limit)
+        return replace(self, kept_MK=kept_MK, limit=self.limit if limit is None else limit, even=even)
 
     def rows(self, experts: int) -> Rows:
         """Sort by expert, stably, so that an expert reads its tokens in their order."""
+        if self.even:
+            return self._even_rows(experts)
         top_k = self.experts_MK.shape[-1]
         chosen_C, weights_C = self.experts_MK.flatten(), self.weights_MK.flatten()
         if self.kept_MK is not None:  # what is dropped goes behind the last expert
@@ -128,6 +132,21 @@ class TokenChoice(Choice):
             counts_E = torch.cat([counts_E[:-1], len(order_C) - counts_E[:-1].sum(0, keepdim=True)])
         return Rows(order_C // top_k, weights_C.index_select(0, order_C), counts_E, rows_C.view_as(self.experts_MK))
 
+    def _even_rows(self, experts: int) -> Rows:
+        """Each choice at its place among the rows of its expert, and tokens without weight at places left free."""
+        assert self.kept_MK is not None
+        assert self.limit is not None
+        kept_C, rows = self.kept_MK.flatten(), self.limit
+        chosen_C = self.experts_MK.flatten().where(kept_C, experts)
+        rows_C = (chosen_C * (rows // experts) + places_in_line(chosen_C)).where(kept_C, rows)  # the last is for nobody
+        choices_C = torch.arange(len(rows_C), device=rows_C.device)
+        any_R = torch.arange(rows + 1, device=rows_C.device) % len(self.kept_MK)
+        tokens_R = any_R.scatter(0, rows_C, choices_C // self.experts_MK.shape[-1])
+        weights_R = self.weights_MK.new_zeros(rows + 1).scatter(0, rows_C, self.weights_MK.flatten())
+        counts_E = torch.full((experts,), rows // experts, device=rows_C.device)
+        rows_MK = rows_C.where(kept_C, -1).view_as(self.experts_MK)
+        return Rows(tokens_R[:rows], weights_R[:rows], counts_E, rows_MK)
+
     def hot(self, tokens: int, experts: int) -> Tensor:
         """fp32[M, E]."""
         hot_ME = torch.zeros(tokens, experts, device=self.experts_MK.device)
@@ -135,8 +154,16 @@ class TokenChoice(Choice):
         return hot_ME.scatter_(1, self.experts_MK, ones.float())
 
     def dropped(self, hot_ME: Tensor) -> Tensor:
-        """fp32[M]."""
-        return 1 - hot_ME.sum(1) / self.experts_MK.shape[-1]
+        """fp32[M], of the choices that the router itself kept."""
+        wanted_M = self.experts_MK.shape[-1] if self.kept_MK is None else self.kept_MK.sum(1).clamp(min=1)
+        return 1 - hot_ME.sum(1) / wanted_M
+
+
+def places_in_line(line_C: Tensor) -> Tensor:
+    """int64[C]: how many stand before each in the same line, ``line_C`` saying in which."""
+    sorted_C, order_C = line_C.sort(stable=True)
+    place_C = torch.arange(len(line_C), device=line_C.device) - torch.searchsorted(sorted_C, sorted_C)
+    return torch.empty_like(place_C).scatter_(0, order_C, place_C)
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,16 @@ class ForceBalanced(LinearRouter):
             ``even``: 1 / k each.
     """
 
-    causal = False
-
     def __init__(
         self, width: int, experts: int, top_k: int = 2, *, weights: Literal["softmax", "even"] = "softmax"
     ) -> None:
         super().__init__(width, experts, top_k)
         self.weights = weights
+
+    @property
+    def causal(self) -> bool:
+        """No: where a token goes depends on all before it in the batch."""
+        return False
 
     def forward(self, x_BTD: Tensor, places: Places) -> Routing:
         """Route every position."""

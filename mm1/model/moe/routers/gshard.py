@@ -30,9 +30,7 @@ class GShard(LinearRouter):
     def __init__(self, width: int, experts: int, top_k: int = 2, *, threshold: float = 0.5) -> None:
         super().__init__(width, experts, top_k)
         if top_k != 2:
-            raise UserError(
-                f"{type(self).__name__} with top_k={top_k}; expected 2 ({ARGS}.top_k)"
-            )
+            raise UserError(f"{type(self).__name__} with top_k={top_k}; expected 2 ({ARGS}.top_k)")
         if not 0 < threshold <= 1:
             raise UserError(f"{ARGS}.router.threshold is {threshold}; expected a share, above 0 and at most 1")
         self.threshold = threshold
