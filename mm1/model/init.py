@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mm1.model.moe.experts import Experts
+from mm1.model.moe.routers import Router
 
 SMALL = 0.02
 RESIDUAL = re.compile(r"decoder\.layers\.\d+\.(attention\.o\.weight|ffn\.down\.weight|ffn\.experts\.down)")
@@ -39,7 +40,7 @@ def init_parameters(model: nn.Module, seed: int, layers: int) -> None:
     The usual 0.02 everywhere is 1 / sqrt(inputs) at a width of 2,500. In narrower models it leaves the branches of the
     image encoder all but silent, and the model stays blind for longer (configs/ablations/README.md). Embeddings stay
     small: larger ones bring denormal gradients, which a CPU multiplies many times slower. Head and router begin
-    undecided.
+    undecided; what in a router is no matrix (biases that choose, temperatures, thresholds) it fills itself.
     """
     for path, owner in model.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
@@ -58,6 +59,8 @@ def init_parameters(model: nn.Module, seed: int, layers: int) -> None:
                 std /= (2 * layers) ** 0.5 if RESIDUAL.fullmatch(full) else 1
                 # 32 bits, because a CPU's generator ignores any above
                 _normal(parameter, std, crc32(f"{seed} {full}".encode()))
+        if isinstance(owner, Router):
+            owner.reset()
 
 
 def _inputs(owner: nn.Module, weight: Tensor) -> int:

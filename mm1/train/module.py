@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mm1.batch import Batch
 from mm1.errors import UserError
 from mm1.model.loss import LossSums
 from mm1.model.mm1 import MM1
+from mm1.model.moe.layer import Mixture
 from mm1.model.stored import check_fits, read
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.optim import AdamW, check_resumes
@@ -118,6 +120,18 @@ class Objective(lightning.LightningModule):
         self.step_sums = _added(self.step_sums, sums)
         targets, tokens = self.window.clamp(min=1)
         return (sums.cross_entropy / targets + sums.router / tokens) * (self.trainer.world_size * micro_batches)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step, then tell routers that adapt by themselves what the whole step gave their experts."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        mixtures = [layer.ffn for layer in self.model.decoder.layers if isinstance(layer.ffn, Mixture)]
+        if self.step_sums is None or not any(mixture.adapts for mixture in mixtures):
+            return
+        load_LE = self.over_ranks(self.step_sums.load_LGE.sum(1))
+        for mixture, load_E in zip(mixtures, load_LE, strict=True):
+            mixture.after_step(load_E, self.over_ranks)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Tell the data what has been trained on."""

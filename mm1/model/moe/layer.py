@@ -43,11 +43,16 @@ class Mixture(nn.Module, ABC):
         """Whether a position's output depends on itself and on those before it alone."""
         return all(router.causal for router in self.modules() if isinstance(router, Router))
 
-    def after_step(self, load_E: Tensor) -> None:
+    @property
+    def adapts(self) -> bool:
+        """Whether :meth:`after_step` does anything."""
+        return any(router.adapts for router in self.modules() if isinstance(router, Router))
+
+    def after_step(self, load_E: Tensor, over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Told after each optimizer step how many tokens each expert got, all ranks together."""
         for router in self.modules():
             if isinstance(router, Router):
-                router.after_step(load_E)
+                router.after_step(load_E, over_ranks)
 
 
 class MoE(Mixture):

@@ -4,8 +4,9 @@ from mm1.model.moe.routers.base import Router
 from mm1.model.moe.routers.force_balanced import ForceBalanced
 from mm1.model.moe.routers.gshard import GShard
 from mm1.model.moe.routers.noisy_top_k import NoisyTopK
+from mm1.model.moe.routers.sigmoid import Sigmoid
 from mm1.model.moe.routers.st_moe import STMoE
 from mm1.model.moe.routers.switch import Switch
 from mm1.model.moe.routers.top_k import TopK
 
-__all__ = ["ForceBalanced", "GShard", "NoisyTopK", "Router", "STMoE", "Switch", "TopK"]
+__all__ = ["ForceBalanced", "GShard", "NoisyTopK", "Router", "STMoE", "Sigmoid", "Switch", "TopK"]

@@ -7,7 +7,7 @@ the model runs in; in float64 where the hidden states are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ class Router(nn.Module, ABC):
         UserError: More choices than experts.
     """
 
-    causal = True  # whether what becomes of a token depends on itself and on tokens before it alone
     noisy = False  # whether it says what the chances of each expert were (`Routing.chance_BTE`)
 
     def __init__(self, width: int, experts: int, top_k: int) -> None:
@@ -45,8 +44,26 @@ class Router(nn.Module, ABC):
     def forward(self, x_BTD: Tensor, places: Places) -> Routing:
         """Route every position; padding is routed too but counts nowhere."""
 
-    def after_step(self, load_E: Tensor) -> None:
-        """Told after each optimizer step how many tokens each expert got in it, all ranks together."""
+    @property
+    def causal(self) -> bool:
+        """Whether what becomes of a token depends on itself and on tokens before it alone."""
+        return True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether :meth:`after_step` does anything."""
+        return False
+
+    def after_step(self, load_E: Tensor, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Told after each optimizer step how many tokens each expert got in it, all ranks together.
+
+        Args:
+            load_E: Choices that each expert got.
+            over_ranks: Sums over ranks, for what else the router has to know of them.
+        """
+
+    def reset(self) -> None:
+        """Fill what does not begin as a random matrix: buffers, temperatures."""
 
     def fail(self, experts: Sequence[int]) -> None:
         """Let ``experts`` fail: nothing is sent there any more (to measure what is lost).
