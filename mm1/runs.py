@@ -25,8 +25,25 @@ of training), ``positions`` and ``flops`` (both cumulative), and the named numbe
                                                                        realised shares since the start
              epochs/<source>                                           how often each source was read through
     val      loss  loss/<source>  sight_gap  sight_gap/<source>       blind minus sighted held-out loss, nats a token
-    experts  load: one list per MoE layer of the share of tokens each expert got; layers: their indices
+    experts  what the routers of a sparse decoder did in the steps since the line before, see below
     eval     eval/<task>, one number each: benchmarks on the way, if the run has any
+
+A line of ``experts`` averages over its ``steps``; ``layers`` are the indices of the L sparse layers in the decoder, and
+everything else has one entry a layer, over tokens that are not padding (older runs have ``load`` and ``layers`` alone):
+
+    load         share of the choices that each expert got, summing to 1; without those that were dropped
+    max_load     the largest of them times E: 1 at perfect balance, E / k where all tokens take the same k experts
+    dead         how many experts got less than a hundredth of an even share
+    entropy      of the shares that a token gives to experts, in nats; ln E where it does not care
+    z            squared logsumexp of the router's logits, what the z-loss pulls at
+    logit_norm   length of the vector of a token's logits
+    dropped      share of a token's choices that found no room
+    visited      experts that a token visited
+    covered      share of tokens that visited any
+    modality     {text: .., image: ..}: load and all from entropy on of those tokens alone; a group without tokens lacks
+    source       {<source>: ..}: likewise
+    together     [L][E][E], share of tokens that visited both of two experts, the diagonal an expert's own; only where
+                 tokens visit more than one of at most 32
 """
 
 from __future__ import annotations

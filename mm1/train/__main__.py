@@ -28,6 +28,7 @@ from mm1.train.checkpoints import Describe, SaveLast
 from mm1.train.datamodule import MM1Data
 from mm1.train.metrics import Metrics, RunFolder
 from mm1.train.module import Objective
+from mm1.train.routing_watch import WatchRouting
 from mm1.train.supply import EndOfData, Quarantine, TellPacking
 
 TRAINER = {
@@ -125,7 +126,10 @@ class Door(LightningCLI):
         metrics, save = Metrics(config.trainer.log_every_n_steps), SaveLast(config.save_every_n_steps)
         folder = RunFolder(resolved, self.anew)
         supply = [TellPacking(), Quarantine(), EndOfData()]
-        callbacks = [folder, metrics, *supply, Progress(), StopOnNaN(), WatchSight(), *given, Describe(model), save]
+        watch = [StopOnNaN(), WatchSight()]
+        if not any(isinstance(callback, WatchRouting) for callback in given):  # the YAML's own has other limits
+            watch.append(WatchRouting())
+        callbacks = [folder, metrics, *supply, Progress(), *watch, *given, Describe(model), save]
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:

@@ -23,6 +23,7 @@ from mm1.model.moe.layer import Mixture
 from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
 from mm1.train.module import Objective
+from mm1.train.routing_watch import RoutingWindow, WatchRouting
 
 COUNTS = ("documents", "rows", "text", "image", "positions")
 PARTS = ("vision", "connector", "decoder")
@@ -75,7 +76,8 @@ class RunFolder(Callback):
 class Metrics(Callback):
     """Losses, rates, throughput, realised mix and load of the experts, every so many steps and at the last one.
 
-    Losses, padding and load are those of the step itself; shares, positions, FLOPs and seconds count from the start.
+    Losses and padding are those of the step itself, what routers did is of all steps since the line before; shares,
+    positions, FLOPs and seconds count from the start.
 
     Args:
         every_n_steps: How often.
@@ -96,7 +98,8 @@ class Metrics(Callback):
         self.step = torch.zeros_like(self.sums)
         self.shape = torch.zeros(3, dtype=torch.float64, device=pl_module.device)  # rows, positions, pictures
         self.logged = (self.time_s, float(self.sums[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum()))
-        self.sparse = [i for i, layer in enumerate(pl_module.model.decoder.layers) if isinstance(layer.ffn, Mixture)]
+        layers = enumerate(pl_module.model.decoder.layers)
+        self.routing = RoutingWindow([i for i, layer in layers if isinstance(layer.ffn, Mixture)], self.sources)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -134,6 +137,8 @@ class Metrics(Callback):
         self.epochs = batch.state["epochs"] if batch.state else {}
         step, shape = pl_module.over_ranks(self.step), pl_module.over_ranks(self.shape)
         self.sums += step
+        assert pl_module.step_sums is not None
+        self.routing.add(pl_module.step_sums)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
             self._log(trainer, pl_module, step, shape)
         now_s = time.monotonic()
@@ -143,7 +148,6 @@ class Metrics(Callback):
 
     def _log(self, trainer: lightning.Trainer, module: Objective, step: Tensor, shape: Tensor) -> None:
         losses = _losses(module, self.sources)
-        load_LE = module.over_ranks(module.step_sums.load_LGE).sum(1) if module.step_sums else torch.zeros(0, 0)
         rows, places, images = shape.tolist()
         counted = step[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum().item()
         time_s = self.time_s + time.monotonic() - self.mark_s
@@ -160,9 +164,11 @@ class Metrics(Callback):
             **{f"epochs/{source}": value for source, value in self.epochs.items()},
         }
         self._write(trainer, "train", values, time_s)
-        if load_LE.numel():
-            load = (load_LE / load_LE.sum(-1, keepdim=True)).tolist()
-            self._write(trainer, "experts", {"load": load, "layers": self.sparse}, time_s)
+        if routing := self.routing.read(module.over_ranks):
+            self._write(trainer, "experts", routing, time_s)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WatchRouting) and trainer.is_global_zero:
+                    callback.look(trainer.global_step, routing, module.model.decoder)
 
     def _positions(self) -> float:
         return float(self._by_source()[:, -1].sum())
