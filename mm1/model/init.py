@@ -7,6 +7,8 @@ of connector leaves the decoder as it was. Values differ between kinds of device
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from zlib import crc32
 
 import torch
@@ -21,11 +23,14 @@ ZERO = re.compile(r"(.*\.)?(in_proj_)?bias")
 LAYER_SCALE = re.compile(r".*\.gamma")
 NORMS = (nn.LayerNorm, nn.RMSNorm)
 MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, Experts)
+Whole = Callable[[Tensor], AbstractContextManager[Tensor]]
 
 
 @torch.no_grad()
-def init_parameters(model: nn.Module, seed: int, layers: int) -> None:
+def init_parameters(model: nn.Module, seed: int, layers: int, whole: Whole = nullcontext) -> None:
     """Fill every parameter of ``model``; ``layers`` is the depth of the decoder.
+
+    ``whole`` lends the tensor that is filled, where a model keeps only a part of a parameter here.
 
     ==============================  =========================================
     weight of a norm                1
@@ -43,22 +48,23 @@ def init_parameters(model: nn.Module, seed: int, layers: int) -> None:
     undecided; what in a router is no matrix (biases that choose, temperatures, thresholds) it fills itself.
     """
     for path, owner in model.named_modules():
-        for name, parameter in owner.named_parameters(recurse=False):
+        for name, place in owner.named_parameters(recurse=False):
             full = f"{path}.{name}"
-            if parameter.is_meta:  # its values come from elsewhere
+            if place.is_meta:  # its values come from elsewhere
                 continue
-            if ZERO.fullmatch(full):
-                parameter.zero_()
-            elif isinstance(owner, NORMS):
-                parameter.fill_(1.0)
-            elif LAYER_SCALE.fullmatch(full):
-                parameter.fill_(1e-5)
-            else:
-                matrix = isinstance(owner, MATRICES) and path != "decoder.head"
-                std = _inputs(owner, parameter) ** -0.5 if matrix else SMALL
-                std /= (2 * layers) ** 0.5 if RESIDUAL.fullmatch(full) else 1
-                # 32 bits, because a CPU's generator ignores any above
-                _normal(parameter, std, crc32(f"{seed} {full}".encode()))
+            with whole(place) as parameter:
+                if ZERO.fullmatch(full):
+                    parameter.zero_()
+                elif isinstance(owner, NORMS):
+                    parameter.fill_(1.0)
+                elif LAYER_SCALE.fullmatch(full):
+                    parameter.fill_(1e-5)
+                else:
+                    matrix = isinstance(owner, MATRICES) and path != "decoder.head"
+                    std = _inputs(owner, parameter) ** -0.5 if matrix else SMALL
+                    std /= (2 * layers) ** 0.5 if RESIDUAL.fullmatch(full) else 1
+                    # 32 bits, because a CPU's generator ignores any above
+                    _normal(parameter, std, crc32(f"{seed} {full}".encode()))
         if isinstance(owner, Router):
             owner.reset()
 

@@ -6,6 +6,7 @@ pictures --encode--> patches --connect--> tokens --splice into the row--> decode
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mm1.batch import IMAGE, Batch, ImageSpec
 from mm1.model.connector import Connector
 from mm1.model.decoder import Decoder, Output
-from mm1.model.init import init_parameters
+from mm1.model.init import Whole, init_parameters
 from mm1.model.loss import LossSums, loss_sums
 from mm1.model.moe.routing import Places
 from mm1.model.splice import check, splice
@@ -110,9 +111,9 @@ class MM1(nn.Module):
         """The type pictures are fed in: that of the weights they meet first."""
         return next(self.vision.parameters()).dtype
 
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, whole: Whole = nullcontext) -> None:
         """Fill every parameter and buffer in place (see :mod:`mm1.model.init`); the same seed, the same model."""
-        init_parameters(self, seed, len(self.decoder.layers))
+        init_parameters(self, seed, len(self.decoder.layers), whole)
         self.mean_C11.copy_(torch.tensor(self.vision.mean).view(3, 1, 1))
         self.std_C11.copy_(torch.tensor(self.vision.std).view(3, 1, 1))
 
