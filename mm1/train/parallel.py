@@ -1,0 +1,190 @@
+"""A model spread over ranks: experts by expert, everything else by FSDP2 (GShard; Rajbhandari et al., ZeRO).
+
+Axes of the mesh, outermost first: ``replicate`` x ``rest`` x ``experts``. ``shard`` is ``rest`` and ``experts`` together.
+
+* Experts: whole ones on each rank of ``experts``, cut along their width over ``rest``, copied over ``replicate``.
+* All else: cut over ``shard``, copied over ``replicate``.
+
+Every rank reads its own rows. Gradients are *summed* over ranks and never divided, since an expert's gradient is a sum
+over the ranks that sent it rows before any reduction; so the loss has to be the rank's share of the global mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from mm1.errors import UserError
+from mm1.model.mm1 import MM1
+from mm1.model.moe.experts import Experts
+from mm1.model.moe.layer import MoE
+from mm1.train.exchange import Exchange
+
+ARGS = "trainer.strategy.init_args"
+REPLICATE, SHARD, REST, EXPERTS = "replicate", "shard", "rest", "experts"
+
+
+def mesh_of(device: str, ranks: int, *, replicate: int = 1, experts: int = 1) -> DeviceMesh:
+    """The mesh over all ranks.
+
+    Args:
+        device: Kind of device.
+        ranks: All of them.
+        replicate: Copies of everything.
+        experts: Ranks that share the experts of a layer.
+
+    Raises:
+        UserError: The sizes do not multiply to the ranks there are.
+    """
+    if min(replicate, experts) < 1 or ranks % (replicate * experts):
+        raise UserError(
+            f"{ranks} ranks cannot be split into replicate={replicate} times experts={experts}; "
+            f"expected a product that divides them ({ARGS})"
+        )
+    sizes = {REPLICATE: replicate, REST: ranks // (replicate * experts), EXPERTS: experts}
+    mesh = init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    mesh[REST, EXPERTS]._flatten(SHARD)
+    return mesh
+
+
+def shard(model: MM1, mesh: DeviceMesh) -> None:
+    """Spread a model in place, empty (on the meta device) or filled alike on all ranks.
+
+    Raises:
+        UserError: Experts that the axis does not divide.
+    """
+    apart = spread_experts(model, mesh)
+    units = [*model.vision.blocks, model.vision, model.connector, *model.decoder.layers, model]
+    for unit in units:
+        _fully_shard(unit, _data(mesh, SHARD), ignored_params=apart)
+    _place_on_loading(model)
+
+
+def spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
+    """Give each rank its part of the experts of every layer; the parameters that nothing else may cut further."""
+    layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
+    if mesh[EXPERTS].size() == 1:
+        return set()
+    apart: set[nn.Parameter] = set()
+    for layer in layers:
+        _part(layer.experts, mesh)
+        layer.dispatch = Exchange(mesh[EXPERTS].get_group())
+        if mesh.size() > mesh[EXPERTS].size():
+            _fully_shard(layer.experts, _data(mesh, REST), shard_placement_fn=lambda _: Shard(1))
+        else:
+            apart |= {*layer.experts.parameters()}
+        _read_locally(layer.experts)
+    return apart
+
+
+def _part(experts: Experts, mesh: DeviceMesh) -> None:
+    """Cut stacked experts along the first axis; what is left of an inner axis must be cut evenly later."""
+    ranks, rest = mesh[EXPERTS].size(), mesh[REST].size()
+    if experts.count % ranks:
+        raise UserError(
+            f"{experts.count} experts on {ranks} ranks; expected a number of ranks that divides them ({ARGS}.experts)"
+        )
+    for name, weight in [*experts.named_parameters(recurse=False)]:
+        if weight.shape[1] % rest:
+            raise UserError(
+                f"experts.{name} is {weight.shape[1]} wide, to be cut by {rest} ranks; expected a width that they "
+                f"divide, or more of {ARGS}.experts or {ARGS}.replicate"
+            )
+        part = distribute_tensor(weight.detach(), mesh[EXPERTS], [Shard(0)], src_data_rank=None)
+        setattr(experts, name, nn.Parameter(part, requires_grad=weight.requires_grad))
+
+
+def _read_locally(experts: Experts) -> None:
+    """Let the experts' forward see plain tensors, this rank's part: how many rows they multiply differs by rank."""
+
+    def enter(module: nn.Module, _: Any) -> None:
+        # an attribute of the instance hides the parameter of that name; FSDP has put its gathered one there by now
+        vars(module).update({name: _local(weight) for name, weight in module.named_parameters(recurse=False)})
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        for name, _weight in module.named_parameters(recurse=False):
+            vars(module).pop(name, None)
+
+    experts.register_forward_pre_hook(enter)
+    experts.register_forward_hook(leave, always_call=True)
+
+
+def _data(mesh: DeviceMesh, axis: str) -> DeviceMesh:
+    return mesh[axis] if mesh[REPLICATE].size() == 1 else mesh[REPLICATE, axis]
+
+
+def _fully_shard(unit: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
+    sharded = fully_shard(unit, mesh=mesh, **options)
+    sharded.set_gradient_divide_factor(1.0)
+    sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def placed(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a tensor that all ranks have, placed as ``like`` is; nothing is sent."""
+    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@contextmanager
+def whole(parameter: Tensor) -> Iterator[Tensor]:
+    """A tensor to fill in place of a sharded one, of which this rank's part is kept; one whole tensor at a time."""
+    if not isinstance(parameter, DTensor):
+        yield parameter
+        return
+    full = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    yield full
+    parameter.to_local().copy_(_local(placed(full, parameter)))
+
+
+def _place_on_loading(model: nn.Module) -> None:
+    """Let ``load_state_dict`` take whole tensors, wherever it is called."""
+
+    def place(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, parameter in module.named_parameters(recurse=False):
+            if prefix + name in state:
+                state[prefix + name] = placed(state[prefix + name], parameter)
+
+    for module in model.modules():
+        module.register_load_state_dict_pre_hook(place)
+
+
+def sum_only_at_last(model: nn.Module, last: bool) -> None:
+    """Whether backward passes from now on add up gradients over ranks."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last, recurse=False)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scale gradients to a norm of at most ``limit``, whatever meshes they are on; the norm before, over all of them.
+
+    torch's own function stacks the norms of all tensors, which works on one mesh alone.
+    """
+    by_mesh: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            where = (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+            by_mesh.setdefault(where, []).append(parameter)
+    norms = [_norm(group) for group in by_mesh.values()]
+    norm = torch.stack(norms).norm() if norms else torch.zeros(())
+    for group in by_mesh.values():
+        torch.nn.utils.clip_grads_with_norm_(group, limit, norm)
+    return norm
+
+
+def _norm(group: list[nn.Parameter]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,136 @@
+"""Spread over ranks, a model is the same model: outputs, gradients, steps and checkpoints of one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing import start_processes
+
+from mm1.batch import Batch, targets_of
+from mm1.errors import UserError
+from mm1.model.build import build
+from mm1.model.mm1 import MM1
+from mm1.train.parallel import clip_gradients, mesh_of, shard, sum_only_at_last, whole
+from tests.conftest import IMAGE_PX, VOCABULARY, tiny_model
+
+POSITIONS = 12
+
+
+def on_ranks(ranks: int, work: Callable[..., None], *arguments: Any) -> None:
+    """``work(rank, *arguments)`` in so many processes that can talk."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    start_processes(_rank, (ranks, port, work, arguments), ranks, start_method="fork")
+
+
+def _rank(rank: int, ranks: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    try:
+        work(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def rows_of_text(rows: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    tokens_BT = torch.randint(4, VOCABULARY, (rows, POSITIONS), generator=generator)
+    ones_BT = torch.ones_like(tokens_BT)
+    return Batch(
+        tokens_BT,
+        targets_of(tokens_BT, ones_BT, ones_BT.bool()),
+        ones_BT,
+        torch.arange(POSITIONS).expand_as(tokens_BT),
+        torch.zeros_like(tokens_BT),
+        torch.zeros(0, 3, IMAGE_PX, IMAGE_PX, dtype=torch.uint8),
+    )
+
+
+def part_of(batch: Batch, rank: int, ranks: int) -> Batch:
+    """The rows of a rank."""
+    return batch._map(lambda tensor: tensor.chunk(ranks)[rank] if len(tensor) else tensor)
+
+
+def model_of(mesh: Any = None, **moe: Any) -> MM1:
+    """A tiny model with the first values of seed 0, on a mesh if there is one."""
+    tree = tiny_model(experts=4)
+    tree["init_args"]["decoder"]["init_args"]["moe"]["init_args"] |= moe
+    model = build(tree)
+    if mesh is not None:
+        shard(model, mesh)
+    model.to_empty(device="cpu")
+    model.init_weights(0, whole)
+    return model
+
+
+def loss_of(model: MM1, batch: Batch, share: float) -> Tensor:
+    """The share of the step's loss, per target of all ranks, with the targets of this rank's ``share`` of them."""
+    sums = model.losses(batch)
+    return (sums.cross_entropy / sums.targets + sums.router / sums.tokens) * share
+
+
+def gathered(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """Whole tensors, on all ranks."""
+    return {
+        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
+
+
+def trained(model: MM1, batch: Batch, share: float, micro_batches: int = 1, steps: int = 2) -> dict[str, Any]:
+    """What some steps leave: gradients of the first, norms, losses, weights at the end."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found: dict[str, Any] = {"norms": []}
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for index in range(micro_batches):
+            sum_only_at_last(model, index == micro_batches - 1)
+            loss_of(model, part_of(batch, index, micro_batches), share / micro_batches).backward()
+        found.setdefault("gradients", gathered({name: p.grad.clone() for name, p in model.named_parameters()}))
+        found["norms"].append(float(clip_gradients(model.parameters(), 0.5)))
+        optimizer.step()
+    return found | {"weights": gathered({name: p.detach() for name, p in model.named_parameters()})}
+
+
+def compare(rank: int, ranks: int, sizes: dict[str, int], micro_batches: int, path: Path) -> None:
+    expected = torch.load(path)
+    model = model_of(mesh_of("cpu", ranks, **sizes))
+    found = trained(model, part_of(rows_of_text(8), rank, ranks), 1 / ranks, micro_batches)
+    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-5)
+    for kind in ("gradients", "weights"):
+        assert found[kind].keys() == expected[kind].keys()
+        for name, tensor in expected[kind].items():
+            torch.testing.assert_close(
+                found[kind][name], tensor, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n} {m}"
+            )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sizes", "micro_batches"),
+    [
+        (2, {"experts": 2}, 1),
+        (2, {"experts": 1}, 2),
+        (4, {"experts": 2}, 2),
+        (4, {"experts": 4}, 1),
+        (4, {"experts": 2, "replicate": 2}, 1),
+    ],
+)
+def test_steps_are_those_of_one_process(tmp_path: Path, ranks: int, sizes: dict[str, int], micro_batches: int) -> None:
+    torch.save(trained(model_of(), rows_of_text(8), 1.0), tmp_path / "one.pt")
+    on_ranks(ranks, compare, ranks, sizes, micro_batches, tmp_path / "one.pt")
+
+
+def test_sizes_that_do_not_divide_are_told() -> None:
+    with pytest.raises(UserError, match="6 ranks cannot be split into replicate=1 times experts=4"):
+        mesh_of("cpu", 6, experts=4)
