@@ -1,7 +1,8 @@
-"""The door to the benchmarks: ``data`` times a loader worker beside its bound and its peers, ``pipeline`` the shards.
+"""The door to the benchmarks: a loader worker beside its bound and its peers, the pipeline, a sparse layer.
 
     python scripts/benchmark.py data --seconds 5 --repeats 5
     python scripts/benchmark.py pipeline
+    python scripts/benchmark.py moe                # needs a GPU
 
 docs/benchmarks says what the figures mean. Every command appends rows to a CSV file there, with machine and date.
 """
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.data import data  # noqa: E402
+from benchmarks.moe import moe  # noqa: E402
 from benchmarks.pipeline import pipeline  # noqa: E402
 
 from mm1.errors import door, underscored  # noqa: E402
@@ -24,7 +26,7 @@ def main() -> None:
     """Run a command."""
     from jsonargparse import auto_cli
 
-    commands = {"data": data, "pipeline": pipeline}
+    commands = {"data": data, "pipeline": pipeline, "moe": moe}
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
 
 
