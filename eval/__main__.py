@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 import mm1
 from eval.compare import compare, told
 from eval.contamination import overlap
+from eval.failing import masks_of
 from eval.harness import run
 from eval.prompts import Arm, Settings
 from eval.scores import FORMAT, rescore, table
@@ -90,6 +91,8 @@ def _run(arguments: Namespace) -> None:
     assistant = mm1.load(checkpoint, device=arguments.device, dtype=arguments.dtype)
     configs = arguments.get("config") or []
     name = Path(str(configs[-1])).stem if configs else "fewshot"
+    if masks := masks_of(settings.mask_experts):  # beside the whole model's answers, not in their place
+        name += "-without-" + "-".join(".".join(map(str, (layer, *of))) for layer, of in masks.items())
     out = Path(arguments.out) if arguments.out else default_out(checkpoint, name)
     scores = run(assistant.model, assistant.tokenizer, checkpoint, arguments.data, settings, out, corpora)
     print(table(scores))

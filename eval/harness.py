@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.contamination import overlap
+from eval.failing import failing
 from eval.fewshot import Demonstrations
 from eval.fewshot import blind as swapped
 from eval.pictures import blank, read
@@ -123,8 +124,12 @@ def run(
         UserError: Anything wrong with data or settings, before the first question is asked.
     """
     tasks = chosen_tasks(data, settings)
+    with failing(model, settings.mask_experts):
+        pass  # refused now, before earlier answers are forgotten
     speed = ("batch_positions", "features_mb")
     asked = {name: value for name, value in asdict(settings).items() if name not in speed}
+    if not settings.mask_experts:
+        del asked["mask_experts"]  # so that answers from before there was such a setting are kept
     answers = Answers(
         out, fingerprint(FORMAT, asked, identity(checkpoint), dtype_of(model), [asdict(task) for task in tasks])
     )
@@ -147,7 +152,8 @@ def evaluate(
     """Ask what is not among ``answers`` yet, and score all; the entries of scores.json by task.
 
     Raises:
-        UserError: More shots than demonstrations, or a prompt longer than the context, before the first question.
+        UserError: More shots than demonstrations, a prompt longer than the context, or experts to mask that there are
+            not, before the first question.
     """
     settings.check()
     engine = Engine(
@@ -160,7 +166,8 @@ def evaluate(
     jobs = [job for task in tasks for job in jobs_of(task, settings)]
     left = [job for job in jobs if job.key not in answers.found]
     _check_lengths(engine, left, settings)
-    with tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress) as bar:
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress)
+    with bar, failing(model, settings.mask_experts):
         for task in tasks:
             scorer = task.scorer()
             mine = [job for job in left if job.task is task]

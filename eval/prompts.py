@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from eval.failing import masks_of
 from eval.task import Kind, Query
 from mm1.errors import UserError, at_least
 from mm1.sample import Image, Text
@@ -62,6 +63,8 @@ class Settings:
             that was trained on shorter ones has not seen positions beyond them.
         batch_positions: Positions decoded at once; changes speed and memory, no answer.
         features_mb: Memory for pictures already encoded, likewise.
+        mask_experts: Experts that fail while the model is asked, such as ``3:0,1;5:7``: experts 0 and 1 of decoder
+            layer 3, counted from 0, and expert 7 of layer 5.
     """
 
     style: Literal["plain", "chat"] = "plain"
@@ -78,6 +81,7 @@ class Settings:
     max_positions: int = 4096
     batch_positions: int = 16384
     features_mb: int = 1024
+    mask_experts: str = ""
 
     def check(self) -> None:
         """Refuse numbers and templates that cannot be asked.
@@ -91,6 +95,7 @@ class Settings:
         none = ("text_only_demonstrations", "features_mb")
         at_least(0, {"shots": min(self.shots), **{name: getattr(self, name) for name in none}})
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
+        masks_of(self.mask_experts)
         for kind in ("captions", "vqa", "icl"):
             prompt = getattr(self, kind)
             _given(prompt, f"{kind}.")
