@@ -203,7 +203,16 @@ class Decoder(nn.Module):
         return Output(self.norm(x_BTD), RouterStats.over_layers(routers, x_BTD))
 
     def new_cache(self, rows: int, tokens: int) -> KVCache:
-        """An empty cache for ``rows`` rows of at most ``tokens`` positions, where and as the weights are."""
+        """An empty cache for ``rows`` rows of at most ``tokens`` positions, where and as the weights are.
+
+        Raises:
+            UserError: What becomes of a position depends on later ones, so nothing can be read token by token.
+        """
+        if not all(layer.ffn.causal for layer in self.layers if isinstance(layer.ffn, Mixture)):
+            raise UserError(
+                "a router of this model looks beyond the tokens so far, so it cannot generate; expected one that does "
+                "not, such as ExpertChoice with at_inference: threshold in evaluation mode (model.decoder.moe.router)"
+            )
         weight = self.norm.weight
         shape = (len(self.layers), rows, self.kv_heads, tokens, self.head_width)
         segments_BT = torch.zeros(rows, tokens, dtype=torch.int64, device=weight.device)

@@ -173,20 +173,24 @@ class ExpertChoice(Choice):
     Args:
         tokens_EN: int64, tokens of each expert, none twice.
         weights_EN: fp32 shares.
+        kept_EN: False where an expert found nobody more (padding); None keeps all.
     """
 
     tokens_EN: Tensor
     weights_EN: Tensor
+    kept_EN: Tensor | None = None
 
     def rows(self, experts: int) -> Rows:
         """They are sorted already."""
         counts_E = torch.full((experts,), self.tokens_EN.shape[1], device=self.tokens_EN.device)
-        return Rows(self.tokens_EN.flatten(), self.weights_EN.flatten(), counts_E, None)
+        weights_EN = self.weights_EN if self.kept_EN is None else self.weights_EN * self.kept_EN
+        return Rows(self.tokens_EN.flatten(), weights_EN.flatten(), counts_E, None)
 
     def hot(self, tokens: int, experts: int) -> Tensor:
         """fp32[M, E]."""
         hot_EM = torch.zeros(experts, tokens, device=self.tokens_EN.device)
-        return hot_EM.scatter_(1, self.tokens_EN, 1.0).T
+        ones = torch.ones_like(self.tokens_EN) if self.kept_EN is None else self.kept_EN
+        return hot_EM.scatter_(1, self.tokens_EN, ones.float()).T
 
     def dropped(self, hot_ME: Tensor) -> Tensor:
         """fp32[M]: one for tokens that no expert took."""
