@@ -1,4 +1,4 @@
-"""``mm1-study``: the main job end to end, two runs beside each other, what models said, the rate law."""
+"""``mm1-study``: the main job end to end, two runs beside each other, what models said, the rate law, routers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mm1.errors import door
+from mm1.study.arms import TRAINERS
+from mm1.study.claims import CLAIMS, claims
 from mm1.study.grid import grid
 from mm1.study.lr_law import lr_law
 from mm1.study.quickstart import WORLDS, quickstart
 from mm1.study.real_run import SIDES, real_run
 from mm1.study.report import compare
 from mm1.study.results import Model, results
+from mm1.study.routers import routers
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -46,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
     _after_scoring(commands)
     _law(commands)
+    _many_runs(commands)
     return top
 
 
@@ -115,6 +119,26 @@ def _law(commands: Commands) -> None:
     law.add_argument("--rates", type=float, nargs="+", default=[], help="each with these peak rates, such as 1e-3 2e-3")
     law.add_argument("--corpus", type=Path, help="on these shards")
     law.add_argument("--steps", type=int, default=300, help="for so many steps (%(default)s)")
+
+
+def _many_runs(commands: Commands) -> None:
+    says = "every router of configs/ablations for the same steps on scenes: loss, load and speed in one table"
+    table = commands.add_parser("routers", help=says, description=f"{says}; about 25 minutes on 2 quiet cores")
+    table.set_defaults(study=routers)
+    says = "three claims about routers over seeds: balance, z-loss, heads; each with its numbers and whether it holds"
+    three = commands.add_parser("claims", help=says, description=f"{says}; about an hour and a half on 2 quiet cores")
+    three.set_defaults(study=claims)
+    for command, seeds, of in ((table, [0], "routers"), (three, [0, 1, 2], f"claims ({', '.join(CLAIMS)})")):
+        name = command.prog.rpartition(" ")[2]
+        out = Path("runs") / name
+        command.add_argument("--out", type=Path, default=out, help="folder of runs and results (%(default)s)")
+        command.add_argument("--corpus", type=Path, help="shards for the tiny models; default: of scenes, generated")
+        command.add_argument("--worlds", type=int, default=WORLDS, help="worlds that scenes draws (%(default)s)")
+        command.add_argument("--steps", type=int, default=400, help="training steps of each run (%(default)s)")
+        command.add_argument("--seeds", type=int, nargs="+", default=seeds, metavar="SEED", help="default: %(default)s")
+        command.add_argument("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
+        command.add_argument("--device", choices=TRAINERS, default="cpu", help="where to train (%(default)s)")
+        command.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of the {of}; default: all")
 
 
 def _model(text: str) -> Model:

@@ -6,6 +6,7 @@ Every step is a door started as a process, the same that a big run uses. The two
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from mm1.errors import UserError
@@ -75,10 +76,12 @@ def corpus_stages(data: Path | None, out: Path, worlds: int) -> list[Stage]:
     )  # scenes has few words
     write = door("data_pipelines", "shards", data=raw, out=corpus, **rows)
     job = [] if data else [Stage("scenes", draw, says="draw the generated world", writes=(raw,))]
-    return job + [
-        Stage("tokenizer", spell, after=tuple(stage.name for stage in job), says="train a tokenizer", writes=(corpus,)),
+    drawn = tuple(stage.name for stage in job)
+    job += [
+        Stage("tokenizer", spell, after=drawn, says="train a tokenizer", writes=(corpus,)),
         Stage("shards", write, after=("tokenizer",), says="write shards"),
     ]
+    return job
 
 
 def _of_model(name: str, base: Run, chat: Run, raw: Path, corpus: Path, asked: str) -> list[Stage]:
@@ -102,7 +105,7 @@ def door(module: str, command: str, *given: object, **options: object) -> tuple[
     return (module, command, *map(str, given), *named)
 
 
-def fit(recipe: str, run: Run, options: dict[str, Path]) -> tuple[str, ...]:
+def fit(recipe: str, run: Run, options: Mapping[str, object]) -> tuple[str, ...]:
     """Training by ``configs/train/<recipe>.yaml`` into ``run``."""
     return door("mm1.train", "fit", config=CONFIGS / "train" / f"{recipe}.yaml", run=run.folder, **options)
 
