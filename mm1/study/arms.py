@@ -1,6 +1,6 @@
 """Many small runs that differ in their sparse layer alone: the same steps, data and seeds, each a process of training.
 
-An arm is a model YAML, or one with other arguments of its sparse layer; what was trained then lies in ``OUT/models``.
+An arm is a model YAML, or one with other arguments of its sparse layer; what is trained lies in ``OUT/configs``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import yaml
 
 from mm1.errors import UserError, at_least
 from mm1.runs import Run
-from mm1.study.quickstart import CONFIGS, WORLDS, corpus_stages, fit
+from mm1.study.quickstart import CONFIGS, WORLDS, corpus_stages, door
 from mm1.study.stages import Stage, Stages
 
 ABLATIONS = CONFIGS / "ablations"
 DENSE, SPARSE = (CONFIGS / "model" / f"{name}.yaml" for name in ("tiny", "tiny_moe"))
-RECIPE = "tiny_moe_pretrain"
+RECIPE = CONFIGS / "train" / "tiny_moe_pretrain.yaml"
 LINES = 80  # of metrics in a run
 TRAINERS: dict[str, dict[str, object]] = {
     "cpu": {"trainer.accelerator": "cpu", "trainer.devices": 1},
@@ -42,15 +42,21 @@ class Arm:
     model: Path
     moe: Mapping[str, Any] = field(default_factory=dict)
 
-    def yaml(self, out: Path) -> Path:
-        """The YAML that is trained: the model's own, or one written to ``out / "models"``."""
-        if not self.moe:
-            return self.model
-        tree = yaml.safe_load(self.model.read_text())
-        tree["init_args"]["decoder"]["init_args"]["moe"]["init_args"] |= self.moe
-        path = out / "models" / f"{self.name}.yaml"
+    def recipe(self, out: Path) -> Path:
+        """The YAML that trains it, written to ``out / "configs"``.
+
+        Naming the model on the command line instead would merge it with the recipe's own, whose sparse layer has
+        arguments that another router's YAML leaves alone.
+        """
+        model: Any = str(self.model.resolve())
+        if self.moe:
+            model = yaml.safe_load(self.model.read_text())
+            model["init_args"]["decoder"]["init_args"]["moe"]["init_args"] |= self.moe
+        recipe = yaml.safe_load(RECIPE.read_text())
+        recipe["model"]["model"] = model
+        path = out / "configs" / f"{self.name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
         return path
 
 
@@ -114,8 +120,9 @@ class Setting:
         seeds = dict.fromkeys(("seed_everything", "model.seed", "data.seed"), seed)
         ends = {"trainer.max_steps": self.steps, "validate_every_n_steps": self.steps}
         lines = {"trainer.log_every_n_steps": max(1, self.steps // LINES)}
-        what = {"model.model": arm.yaml(self.out), "data.corpus": self.corpus or self.out / "corpus"}
-        command = fit(RECIPE, run, {**what, **ends, **lines, **seeds, **TRAINERS[self.device]})
+        what = {"run": run.folder, "data.corpus": self.corpus or self.out / "corpus"}
+        options = {**what, **ends, **lines, **seeds, **TRAINERS[self.device]}
+        command = door("mm1.train", "fit", config=arm.recipe(self.out), **options)
         return Stage(run.folder.name, command, (), f"seed {seed}", f"train {arm.name}", (run.folder,))
 
 

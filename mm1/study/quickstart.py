@@ -6,7 +6,6 @@ Every step is a door started as a process, the same that a big run uses. The two
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from mm1.errors import UserError
@@ -105,7 +104,7 @@ def door(module: str, command: str, *given: object, **options: object) -> tuple[
     return (module, command, *map(str, given), *named)
 
 
-def fit(recipe: str, run: Run, options: Mapping[str, object]) -> tuple[str, ...]:
+def fit(recipe: str, run: Run, options: dict[str, Path]) -> tuple[str, ...]:
     """Training by ``configs/train/<recipe>.yaml`` into ``run``."""
     return door("mm1.train", "fit", config=CONFIGS / "train" / f"{recipe}.yaml", run=run.folder, **options)
 
