@@ -18,7 +18,10 @@ from mm1.model.moe.experts import Experts
 from mm1.model.moe.routers import Router
 
 SMALL = 0.02
-RESIDUAL = re.compile(r"decoder\.layers\.\d+\.(attention\.o\.weight|ffn\.down\.weight|ffn\.experts\.down)")
+RESIDUAL = re.compile(
+    r"decoder\.layers\.\d+\.(attention\.o\.weight|ffn\.((shared\.|experts\.\d+\.)?down\.weight|experts\.down|merge\.weight))"
+)
+HEAD = re.compile(r".*\.ffn\.head\.weight")
 ZERO = re.compile(r"(.*\.)?(in_proj_)?bias")
 LAYER_SCALE = re.compile(r".*\.gamma")
 NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -40,6 +43,7 @@ def init_parameters(model: nn.Module, seed: int, layers: int, whole: Whole = nul
     outputs onto the residual       normal, 1 / sqrt(2 layers inputs)   (GPT-2)
     embeddings, positions, queries  normal, 0.02
     head, router                    normal, 0.02
+    head layer of MH-MoE            normal, 1 / sqrt(2 inputs)  (its authors')
     ==============================  =========================================
 
     The usual 0.02 everywhere is 1 / sqrt(inputs) at a width of 2,500. In narrower models it leaves the branches of the
@@ -63,6 +67,7 @@ def init_parameters(model: nn.Module, seed: int, layers: int, whole: Whole = nul
                     matrix = isinstance(owner, MATRICES) and path != "decoder.head"
                     std = _inputs(owner, parameter) ** -0.5 if matrix else SMALL
                     std /= (2 * layers) ** 0.5 if RESIDUAL.fullmatch(full) else 1
+                    std /= 2**0.5 if HEAD.fullmatch(full) else 1
                     # 32 bits, because a CPU's generator ignores any above
                     _normal(parameter, std, crc32(f"{seed} {full}".encode()))
         if isinstance(owner, Router):
