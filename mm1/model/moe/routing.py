@@ -26,12 +26,14 @@ class Places:
         image_BT: True where the token is a picture's.
         sources_BT: int64, the stream that a position is of.
         sources: How many streams there are.
+        parts: Positions side by side that are sub-tokens of one token.
     """
 
     valid_BT: Tensor
     image_BT: Tensor
     sources_BT: Tensor
     sources: int = 1
+    parts: int = 1
 
     @classmethod
     def of_text(cls, valid_BT: Tensor) -> Places:
@@ -53,7 +55,7 @@ class Places:
         valid, image, sources = (
             t.repeat_interleave(parts, dim=1) for t in (self.valid_BT, self.image_BT, self.sources_BT)
         )
-        return Places(valid, image, sources, self.sources)
+        return Places(valid, image, sources, self.sources, self.parts * parts)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ def measure(routing: Routing, hot_ME: Tensor, places: Places) -> tuple[Tensor, T
     valid_M = places.valid_BT.flatten()
     in_MG = torch.nn.functional.one_hot(places.groups_BT.flatten(), places.groups).to(hot_ME.dtype)
     in_GM = (in_MG * valid_M.unsqueeze(-1)).T
+    # experts that any of a token's sub-tokens visited, noted with each of them
+    visited_ME = hot_ME.unflatten(0, (-1, places.parts)).amax(1).repeat_interleave(places.parts, 0)
     logits_ME, shares_ME = routing.logits_BTE.flatten(0, 1), routing.shares_BTE.flatten(0, 1)
     gauges_MN = torch.stack(
         [
@@ -67,8 +69,8 @@ def measure(routing: Routing, hot_ME: Tensor, places: Places) -> tuple[Tensor, T
             logits_ME.logsumexp(-1).square(),
             logits_ME.masked_fill(logits_ME.isinf(), 0).norm(dim=-1),
             routing.choice.dropped(hot_ME),
-            hot_ME.sum(1),
-            hot_ME.amax(1),
+            visited_ME.sum(1),
+            visited_ME.amax(1),
         ],
         dim=-1,
     ).to(hot_ME.dtype)
