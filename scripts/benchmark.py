@@ -2,7 +2,8 @@
 
     python scripts/benchmark.py data --seconds 5 --repeats 5
     python scripts/benchmark.py pipeline
-    python scripts/benchmark.py moe                # needs a GPU
+    python scripts/benchmark.py moe                # a sparse layer, needs a GPU
+    python scripts/benchmark.py decoder            # a step of a sparse decoder beside its dense twin, needs a GPU
 
 docs/benchmarks says what the figures mean. Every command appends rows to a CSV file there, with machine and date.
 """
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data import data  # noqa: E402
 from benchmarks.moe import moe  # noqa: E402
 from benchmarks.pipeline import pipeline  # noqa: E402
+from benchmarks.sparse_decoder import decoder  # noqa: E402
 
 from mm1.errors import door, underscored  # noqa: E402
 
@@ -26,7 +28,7 @@ def main() -> None:
     """Run a command."""
     from jsonargparse import auto_cli
 
-    commands = {"data": data, "pipeline": pipeline, "moe": moe}
+    commands = {"data": data, "pipeline": pipeline, "moe": moe, "decoder": decoder}
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
 
 

@@ -22,6 +22,7 @@ from mm1.model.moe.layer import MoE
 from mm1.model.moe.routers import TopK
 from mm1.model.moe.routing import Places, Routing
 
+SLOW_MS = 5000.0  # from which on fewer steps are enough
 SKEW = 4.0  # load of the busiest expert over the mean, in the skewed run
 
 
@@ -149,9 +150,10 @@ def measured(build: Callable[[], Step], device: torch.device, repeats: int) -> t
         torch.cuda.reset_peak_memory_stats()
     try:
         step = build()
-        for _ in range(3):
+        slow = max(_timed(step, device) for _ in range(2)) > SLOW_MS
+        for _ in range(0 if slow else 3):
             step()
-        times = [_timed(step, device) for _ in range(repeats)]
+        times = [_timed(step, device) for _ in range(3 if slow else repeats)]
     except Exception as error:
         return f"did not run: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
 from mm1.model.ffn import gated
-from mm1.model.moe.kernels import expert_rows, fits
+from mm1.model.moe.kernels import expert_rows, fits, lowered
 
 
 class Experts(nn.Module):
@@ -40,9 +40,10 @@ class Experts(nn.Module):
             weights_R: The router's weight of each row.
             counts_E: int[E], summing to R.
         """
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_RD.dtype
-        if fits(x_RD.to(dtype), *self.down.shape[1:]) and not (self.dropout and self.training):
-            return expert_rows(x_RD.to(dtype), weights_R, counts_E, self.gate_up.to(dtype), self.down.to(dtype))
+        x_RD = lowered(x_RD)
+        if fits(x_RD, *self.down.shape[1:]) and not (self.dropout and self.training):
+            gate_up, down = self.gate_up.to(x_RD.dtype), self.down.to(x_RD.dtype)
+            return expert_rows(x_RD, weights_R, counts_E, gate_up, down)
         return self._loop(x_RD, weights_R, counts_E)
 
     def _loop(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor) -> Tensor:

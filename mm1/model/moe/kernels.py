@@ -27,6 +27,11 @@ def fits(x: Tensor, *widths: int) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16 and not any(width % 8 for width in widths)
 
 
+def lowered(x: Tensor) -> Tensor:
+    """``x`` in the type that autocast would compute in on its GPU, before it is copied k times."""
+    return x.to(torch.get_autocast_dtype("cuda")) if x.is_cuda and torch.is_autocast_enabled("cuda") else x
+
+
 def take_rows(x_MD: Tensor, rows: Rows) -> Tensor:
     """[M, D] -> [R, D]: the token that each row is a copy of."""
     if rows.rows_MK is not None and fits(x_MD, x_MD.shape[1]):
@@ -51,6 +56,40 @@ def expert_rows(x_RD: Tensor, weights_R: Tensor, counts_E: Tensor, gate_up: Tens
     """[R, D] -> [R, D]: each row through its expert's SwiGLU, times its weight; all in bf16 but the weights."""
     ends_E = counts_E.cumsum(0, dtype=torch.int32)
     return _experts(x_RD, weights_R, ends_E, gate_up, down)[0]
+
+
+def mixed_linear(x: Tensor, weight_ED: Tensor) -> Tensor:
+    """``x`` in bf16 [..., D] times a matrix in fp32, in fp32 [..., E]: as exact as in fp32, on the matrix units.
+
+    A number in fp32 is the sum of three in bf16, and ``x`` is one already; products of bf16 numbers are exact in fp32.
+    """
+    return _MixedLinear.apply(x.flatten(0, -2), weight_ED).unflatten(0, x.shape[:-1])
+
+
+class _MixedLinear(torch.autograd.Function):
+    """The three parts side by side make one product of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MD: Tensor, weight_ED: Tensor) -> Tensor:
+        ctx.save_for_backward(x_MD, weight_ED)
+        y_MP = torch.mm(x_MD, torch.cat(_parts(weight_ED)).T, out_dtype=torch.float32)
+        return y_MP.unflatten(1, (3, -1)).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ME: Tensor) -> tuple[Tensor, Tensor]:
+        x_MD, weight_ED = ctx.saved_tensors
+        high, middle, low = _parts(grad_ME)
+        grad_PD = torch.mm(torch.cat([high, middle, low], 1).T, x_MD, out_dtype=torch.float32)
+        weight_high, weight_middle, _ = _parts(weight_ED)  # what is left out is far below what bf16 can tell
+        grad_x = torch.cat([high, middle, high], 1) @ torch.cat([weight_high, weight_high, weight_middle])
+        return grad_x, grad_PD.unflatten(0, (3, -1)).sum(0)
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    high = x.bfloat16()
+    rest = x - high.float()
+    middle = rest.bfloat16()
+    return high, middle, (rest - middle.float()).bfloat16()
 
 
 @torch.library.custom_op("mm1::take_rows", mutates_args=())

@@ -13,6 +13,7 @@ from mm1.model.ffn import SwiGLU
 from mm1.model.moe.capacity import Capacity
 from mm1.model.moe.dispatch import Dispatch, LocalDispatch
 from mm1.model.moe.experts import Experts
+from mm1.model.moe.kernels import lowered
 from mm1.model.moe.losses import Balance, LoadTimesShare, z_loss
 from mm1.model.moe.routers import Router, TopK
 from mm1.model.moe.routing import Places
@@ -128,19 +129,18 @@ class MoE(Mixture):
                 choice = self.capacity(routing, places, self.experts.count, self.training)
                 hot_ME = choice.hot(len(x_MD), self.experts.count)
             rows = choice.rows(self.experts.count)
-        y_MD = self.dispatch(x_MD, rows, self.experts).to(x_BTD.dtype)
+        y_MD = self.dispatch(lowered(x_MD), rows, self.experts).to(x_BTD.dtype)
         stats = RouterStats(
             self.balance_weight * balance + self.z_weight * z,
             balance.detach(),
             z.detach(),
             *measure(routing, hot_ME, places),
         )
-        return y_MD.view_as(x_BTD) + self._shared(x_BTD), stats
+        y_BTD = y_MD.view_as(x_BTD)
+        return y_BTD if self.shared is None else y_BTD + self._shared(self.shared, x_BTD), stats
 
-    def _shared(self, x_BTD: Tensor) -> Tensor | float:
-        if self.shared is None:
-            return 0.0
-        y_BTD = self.shared(x_BTD).to(x_BTD.dtype)
+    def _shared(self, shared: SwiGLU, x_BTD: Tensor) -> Tensor:
+        y_BTD = shared(x_BTD).to(x_BTD.dtype)
         return y_BTD if self.shared_gate is None else y_BTD * self.shared_gate(x_BTD).sigmoid().to(x_BTD.dtype)
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mm1.errors import UserError
+from mm1.model.moe.kernels import mixed_linear
 from mm1.model.moe.routing import Places, Routing
 
 ARGS = "model.decoder.moe"
@@ -97,7 +98,14 @@ class LinearRouter(Router):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """fp32[B, T, E], failed experts at minus infinity."""
-        return self.standing(linear(exact(x_BTD), exact(self.weight)))
+        return self.standing(scores(x_BTD, exact(self.weight)))
+
+
+def scores(x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
+    """fp32[B, T, E]: hidden states times a matrix in fp32."""
+    if x_BTD.is_cuda and x_BTD.dtype == torch.bfloat16:
+        return mixed_linear(x_BTD, weight_ED)
+    return linear(exact(x_BTD), weight_ED)
 
 
 def exact(x: Tensor) -> Tensor:

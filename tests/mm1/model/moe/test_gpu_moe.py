@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mm1.model.decoder import _keep_routing
 from mm1.model.moe.capacity import Capacity
+from mm1.model.moe.kernels import mixed_linear
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.routing import Places
 
@@ -46,6 +47,22 @@ def run(layer, x, grad, places):
 
 def error(found, expected):
     return ((found.float().cpu() - expected.float()).norm() / expected.float().norm().clamp(min=1e-9)).item()
+
+
+def test_scores_are_as_exact_as_in_fp32():
+    g = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(3, 500, 2048, device="cuda", generator=g).bfloat16().requires_grad_()
+    weight = (torch.randn(64, 2048, device="cuda", generator=g) * 0.02).requires_grad_()
+    grad = torch.randn(3, 500, 64, device="cuda", generator=g)
+    wide, wide_weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    expected = wide @ wide_weight.T
+    expected.backward(grad.double())
+    found = mixed_linear(x, weight)
+    found.backward(grad)
+    in_fp32 = error(x.detach().float() @ weight.detach().T, expected.detach().cpu())
+    assert error(found, expected.cpu()) < 2 * in_fp32 + 1e-7
+    assert error(weight.grad, wide_weight.grad.cpu()) < 1e-6
+    assert error(x.grad, wide.grad.cpu()) < 3e-3
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 5}, {"capacity": Capacity(1.0)}])
