@@ -19,6 +19,7 @@ from mm1.study.real_run import SIDES, real_run
 from mm1.study.report import compare
 from mm1.study.results import Model, results
 from mm1.study.routers import routers
+from mm1.study.routing import routing
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("run_b", type=Path, metavar="RUN_B", help="run folder, shown in orange")
     two.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
 
+    _routing(commands)
     _after_scoring(commands)
     _law(commands)
     _many_runs(commands)
@@ -66,6 +68,18 @@ def _real_run(commands: Commands) -> None:
     )
     job.add_argument("--device", default="cuda", help="where to score (%(default)s)")
     job.add_argument("--assert-bar", action="store_true", help="fail unless the dense model reaches the bars")
+
+
+def _routing(commands: Commands) -> None:
+    says = "a page on who goes where in a sparse model: load, words, pictures, pairs, curves"
+    look = commands.add_parser("routing", help=says, description=says)
+    look.set_defaults(study=routing)
+    look.add_argument("run", type=Path, metavar="RUN", help="run folder of a model with experts")
+    look.add_argument("--corpus", type=Path, help="route the held-out rows of this corpus; default: the run's")
+    look.add_argument("--rows", type=int, default=16, help="most rows of each source (%(default)s)")
+    look.add_argument("--earlier", type=Path, metavar="CKPT", help="tell what it already routed in the same way")
+    look.add_argument("--out", type=Path, help="the page; default: routing.html in the run folder")
+    look.add_argument("--device", default="cpu", help="where the model runs (%(default)s)")
 
 
 def _after_scoring(commands: Commands) -> None:
