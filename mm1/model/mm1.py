@@ -40,6 +40,7 @@ class MM1(nn.Module):
         self.vision = vision
         self.connector = connector(vision.width, decoder.width, vision.grid)
         self.decoder = decoder
+        self.in_step = False  # whether every batch has to pass every part, as where ranks share the weights
         self.register_buffer("mean_C11", torch.empty(3, 1, 1))
         self.register_buffer("std_C11", torch.empty(3, 1, 1))
 
@@ -67,7 +68,7 @@ class MM1(nn.Module):
         """
         images = len(images_ICHW)
         if images == 0:
-            if not (self.training and torch.is_grad_enabled()):
+            if not (self.in_step or (self.training and torch.is_grad_enabled())):
                 return self.decoder.embedding.weight.new_empty(0, self.connector.tokens, self.decoder.width)
             side = self.vision.image_px
             images_ICHW = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=images_ICHW.device)

@@ -1,8 +1,8 @@
 """Experts on several ranks: rows travel to the rank that holds their expert, and the answers travel back.
 
-The way of GShard (section 3.2) and FastMoE: counts are exchanged first, then exactly the rows that there are, so nothing
-is padded and nothing dropped. Rows are sorted by expert (:class:`mm1.model.moe.routing.Rows`), so what goes to one rank
-stands together::
+The way of GShard (section 3.2) and FastMoE: counts are exchanged first, then exactly the rows that there are, so
+nothing is padded and nothing dropped. Rows are sorted by expert (:class:`mm1.model.moe.routing.Rows`), so what goes to
+one rank stands together::
 
     4 experts on 2 ranks; rows of rank 0: a0 b1 c2 d3    of rank 1: e0 f2 g2 (letter and expert)
     rank 0 gets  a0 b1 | e0  (by rank)  ->  a0 e0 b1     (by expert)

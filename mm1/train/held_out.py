@@ -29,8 +29,10 @@ class HeldOutLoss:
         sighted = model.losses(batch)
         self._sum("loss_S", sighted.cross_entropy_S)
         self._sum("targets_S", sighted.targets_S)
-        if len(batch.images_ICHW) > 1:
+        pictures = len(batch.images_ICHW)
+        if pictures > 1 or model.in_step:
             blind = model.losses(batch.with_images(batch.images_ICHW.roll(1, dims=0)))
+        if pictures > 1:
             self._sum("gap_S", blind.cross_entropy_S - sighted.cross_entropy_S)
             self._sum("gap_targets_S", sighted.targets_S)
 

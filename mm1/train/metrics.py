@@ -88,10 +88,14 @@ class Metrics(Callback):
         self.time_s = 0.0
         self.totals: list[float] | None = None  # FLOPs by part, then the counts of every source
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Count what a forward pass costs, while the model is still in one piece."""
+        assert isinstance(pl_module, Objective)
+        self.flops: Flops = flops(pl_module.model)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Prepare sums on the device."""
         assert isinstance(pl_module, Objective)
-        self.flops: Flops = flops(pl_module.model)
         self.sources = trainer.datamodule.recipe.names  # type: ignore[attr-defined]
         empty = [0.0] * (len(PARTS) + len(self.sources) * len(COUNTS))
         self.sums = torch.tensor(self.totals or empty, dtype=torch.float64, device=pl_module.device)

@@ -16,9 +16,13 @@ from mm1.errors import UserError
 from mm1.model.loss import LossSums
 from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
+from mm1.model.moe.losses import Balance
+from mm1.model.moe.routers import ByTask
 from mm1.model.stored import check_fits, read
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.optim import AdamW, check_resumes
+from mm1.train.parallel import clip_gradients, whole
+from mm1.train.strategy import Sharded
 
 
 class Objective(lightning.LightningModule):
@@ -58,9 +62,16 @@ class Objective(lightning.LightningModule):
             UserError: They cannot be had or do not fit, or the corpus has more ids than the decoder.
         """
         self._check_vocabulary()
+        self._check_tasks()
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharded):
+            strategy.spread(self.model)
+        for layer in self.model.modules():
+            if isinstance(balance := getattr(layer, "balance", None), Balance):
+                balance.over_ranks = self.over_ranks
         if self._empty:
-            self.model.to_empty(device=self.trainer.strategy.root_device)
-            self.model.init_weights(self.seed)
+            self.model.to_empty(device=strategy.root_device)
+            self.model.init_weights(self.seed, whole)
             if self.trainer.ckpt_path is None and self.init_from is None:
                 self.model.load_pretrained()
         if self.init_from is not None and self.trainer.ckpt_path is None:
@@ -77,6 +88,15 @@ class Objective(lightning.LightningModule):
                 f"the tokenizer of {data.recipe.corpus} has {ids} ids, the decoder's vocabulary {entries} entries; "
                 f"expected at least as many (model.model.decoder.init_args.vocabulary)"
             )
+
+    def _check_tasks(self) -> None:
+        names = tuple(self.trainer.datamodule.recipe.names)  # type: ignore[attr-defined]
+        for router in self.model.modules():
+            if isinstance(router, ByTask) and router.tasks != names:
+                raise UserError(
+                    f"the tasks are {', '.join(router.tasks)}, the sources of the data {', '.join(names)}; expected "
+                    f"the same names in the same order (model.model.decoder.init_args.moe.init_args.router.tasks)"
+                )
 
     def _take_over(self, path: Path) -> None:
         found = read(path)
@@ -109,17 +129,18 @@ class Objective(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the step's loss.
 
-        Ranks average gradients and Lightning divides by the micro-batches, so both are multiplied back: any split of
-        a global batch has the same gradient.
+        Ranks average gradients (unless they are sharded, which sums) and Lightning divides by the micro-batches, so
+        both are multiplied back: any split of a global batch has the same gradient.
         """
         micro_batches = self.trainer.accumulate_grad_batches
+        averaged = 1 if isinstance(self.trainer.strategy, Sharded) else self.trainer.world_size
         if batch_idx % micro_batches == 0:
             self.window = self.over_ranks(torch.tensor([batch.window_targets, batch.window_tokens], device=self.device))
             self.step_sums = None
         sums = self.model.losses(batch)
         self.step_sums = _added(self.step_sums, sums)
         targets, tokens = self.window.clamp(min=1)
-        return (sums.cross_entropy / targets + sums.router / tokens) * (self.trainer.world_size * micro_batches)
+        return (sums.cross_entropy / targets + sums.router / tokens) * (averaged * micro_batches)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -132,6 +153,18 @@ class Objective(lightning.LightningModule):
         load_LE = self.over_ranks(self.step_sums.load_LGE.sum(1))
         for mixture, load_E in zip(mixtures, load_LE, strict=True):
             mixture.after_step(load_E, self.over_ranks)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's own way cannot take the norm of gradients that are spread in different ways."""
+        if isinstance(self.trainer.strategy, Sharded) and gradient_clip_val and gradient_clip_algorithm != "value":
+            clip_gradients((p for group in optimizer.param_groups for p in group["params"]), gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Tell the data what has been trained on."""
@@ -187,7 +220,7 @@ class Objective(lightning.LightningModule):
 
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks."""
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum")
+        return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")  # which sums in place
 
 
 def _added(total: LossSums | None, sums: LossSums) -> LossSums:

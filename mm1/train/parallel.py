@@ -1,6 +1,7 @@
 """A model spread over ranks: experts by expert, everything else by FSDP2 (GShard; Rajbhandari et al., ZeRO).
 
-Axes of the mesh, outermost first: ``replicate`` x ``rest`` x ``experts``. ``shard`` is ``rest`` and ``experts`` together.
+Axes of the mesh, outermost first: ``replicate`` x ``rest`` x ``experts``; ``rest`` and ``experts`` together are
+``shard``.
 
 * Experts: whole ones on each rank of ``experts``, cut along their width over ``rest``, copied over ``replicate``.
 * All else: cut over ``shard``, copied over ``replicate``.
@@ -21,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.model.mm1 import MM1
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import MoE
@@ -31,40 +32,50 @@ ARGS = "trainer.strategy.init_args"
 REPLICATE, SHARD, REST, EXPERTS = "replicate", "shard", "rest", "experts"
 
 
-def mesh_of(device: str, ranks: int, *, replicate: int = 1, experts: int = 1) -> DeviceMesh:
+def mesh_of(device: str, ranks: int, *, replicate: int = 1, shard: int | None = None, experts: int = 1) -> DeviceMesh:
     """The mesh over all ranks.
 
     Args:
         device: Kind of device.
         ranks: All of them.
         replicate: Copies of everything.
-        experts: Ranks that share the experts of a layer.
+        shard: Ranks that share one copy; all that ``replicate`` leaves, if not given.
+        experts: How many of those share the experts of a layer.
 
     Raises:
-        UserError: The sizes do not multiply to the ranks there are.
+        UserError: The sizes do not fit the ranks there are.
     """
-    if min(replicate, experts) < 1 or ranks % (replicate * experts):
+    at_least(1, {f"{ARGS}.replicate": replicate, f"{ARGS}.experts": experts})
+    shard = ranks // replicate if shard is None else shard
+    if replicate * shard != ranks:
         raise UserError(
-            f"{ranks} ranks cannot be split into replicate={replicate} times experts={experts}; "
-            f"expected a product that divides them ({ARGS})"
+            f"{ranks} ranks are not replicate={replicate} times shard={shard}; expected them to be ({ARGS})"
         )
-    sizes = {REPLICATE: replicate, REST: ranks // (replicate * experts), EXPERTS: experts}
+    if shard % experts:
+        raise UserError(
+            f"experts={experts} among {shard} ranks that share a copy of the model; expected a number that divides "
+            f"them ({ARGS}.experts)"
+        )
+    sizes = {REPLICATE: replicate, REST: shard // experts, EXPERTS: experts}
     mesh = init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     mesh[REST, EXPERTS]._flatten(SHARD)
     return mesh
 
 
 def shard(model: MM1, mesh: DeviceMesh) -> None:
-    """Spread a model in place, empty (on the meta device) or filled alike on all ranks.
+    """Spread a model in place, once, empty (on the meta device) or filled alike on all ranks.
 
     Raises:
         UserError: Experts that the axis does not divide.
     """
+    if isinstance(model, FSDPModule):
+        return
     apart = spread_experts(model, mesh)
     units = [*model.vision.blocks, model.vision, model.connector, *model.decoder.layers, model]
     for unit in units:
         _fully_shard(unit, _data(mesh, SHARD), ignored_params=apart)
     _place_on_loading(model)
+    model.in_step = True
 
 
 def spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
@@ -160,11 +171,11 @@ def _place_on_loading(model: nn.Module) -> None:
         module.register_load_state_dict_pre_hook(place)
 
 
-def sum_only_at_last(model: nn.Module, last: bool) -> None:
-    """Whether backward passes from now on add up gradients over ranks."""
+def sum_gradients(model: nn.Module, now: bool) -> None:
+    """Whether backward passes add up gradients over ranks; of a window of micro-batches only the last has to."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(last, recurse=False)
+            module.set_requires_gradient_sync(now, recurse=False)
 
 
 @torch.no_grad()

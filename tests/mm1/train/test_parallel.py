@@ -18,28 +18,33 @@ from mm1.batch import Batch, targets_of
 from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
-from mm1.train.parallel import clip_gradients, mesh_of, shard, sum_only_at_last, whole
+from mm1.train.parallel import clip_gradients, mesh_of, shard, sum_gradients, whole
 from tests.conftest import IMAGE_PX, VOCABULARY, tiny_model
 
 POSITIONS = 12
 
 
-def on_ranks(ranks: int, work: Callable[..., None], *arguments: Any) -> None:
-    """``work(rank, *arguments)`` in so many processes that can talk."""
+def on_ranks(ranks: int, work: Callable[..., None], *arguments: Any, joined: bool = True) -> None:
+    """``work(rank, *arguments)`` in so many processes that can talk, or know how to if they are not ``joined``."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    start_processes(_rank, (ranks, port, work, arguments), ranks, start_method="fork")
+    start_processes(_rank, (ranks, port, joined, work, arguments), ranks, start_method="fork")
 
 
-def _rank(rank: int, ranks: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, ranks: int, port: int, joined: bool, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    if joined:
+        dist.init_process_group("gloo")
     try:
         work(rank, *arguments)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def rows_of_text(rows: int, seed: int = 0) -> Batch:
@@ -95,7 +100,7 @@ def trained(model: MM1, batch: Batch, share: float, micro_batches: int = 1, step
     for _ in range(steps):
         optimizer.zero_grad()
         for index in range(micro_batches):
-            sum_only_at_last(model, index == micro_batches - 1)
+            sum_gradients(model, index == micro_batches - 1)
             loss_of(model, part_of(batch, index, micro_batches), share / micro_batches).backward()
         found.setdefault("gradients", gathered({name: p.grad.clone() for name, p in model.named_parameters()}))
         found["norms"].append(float(clip_gradients(model.parameters(), 0.5)))
@@ -132,5 +137,7 @@ def test_steps_are_those_of_one_process(tmp_path: Path, ranks: int, sizes: dict[
 
 
 def test_sizes_that_do_not_divide_are_told() -> None:
-    with pytest.raises(UserError, match="6 ranks cannot be split into replicate=1 times experts=4"):
+    with pytest.raises(UserError, match="6 ranks are not replicate=4 times shard=1"):
+        mesh_of("cpu", 6, replicate=4)
+    with pytest.raises(UserError, match="experts=4 among 6 ranks that share a copy"):
         mesh_of("cpu", 6, experts=4)

@@ -1,0 +1,126 @@
+"""Training over ranks that share the model, set in the YAML: what Lightning's strategy for FSDP2 lacks for us.
+
+``trainer.strategy: {class_path: mm1.train.strategy.Sharded, init_args: {experts: 2}}``. Lightning 2.6 knows two axes
+and no experts, adds up gradients after every micro-batch, and writes folders that nothing else reads; here checkpoints
+are the single file of docs/house.md with whole tensors, so that they load on any number of ranks, spread in any way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from mm1.errors import at_least
+from mm1.model.mm1 import MM1
+from mm1.train.parallel import ARGS, mesh_of, placed, shard, sum_gradients
+
+
+class Sharded(ModelParallelStrategy):
+    """Ranks share parameters, gradients and optimizer states (FSDP2), and the experts of a layer among them.
+
+    Every rank reads rows of its own, and gradients are sums over ranks (:mod:`mm1.train.parallel`).
+
+    Args:
+        experts: Ranks that share the experts of a layer; tokens travel between them. Best within a machine, and as few
+            as memory allows.
+        shard: Ranks that share one copy of the model, a multiple of ``experts``; all that ``replicate`` leaves, if not
+            given.
+        replicate: Copies of the model; more than one where machines are many and the network between them is slow.
+    """
+
+    def __init__(self, experts: int = 1, shard: int | None = None, replicate: int = 1) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        sizes = {"experts": experts, "replicate": replicate} | ({} if shard is None else {"shard": shard})
+        at_least(1, {f"{ARGS}.{name}": size for name, size in sizes.items()})
+        self.sizes = sizes
+
+    def setup_environment(self) -> None:
+        """Join the other ranks and agree on the mesh.
+
+        Raises:
+            UserError: Sizes that do not fit the number of ranks.
+        """
+        self._setup_distributed()
+        self._device_mesh: DeviceMesh = mesh_of(self.root_device.type, self.world_size, **self.sizes)
+
+    def spread(self, model: MM1) -> None:
+        """Keep this rank's part of a model that is empty, or filled alike on all ranks."""
+        shard(model, self._device_mesh)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Every rank reads its own rows."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keep the gradients of a micro-batch here; those of the last one bring them along."""
+        assert self.model is not None
+        sum_gradients(self.model, False)
+        try:
+            yield
+        finally:
+            sum_gradients(self.model, True)
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Weights are read before the optimizer is made, as everywhere else."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """With :meth:`load_optimizer_state_dict`."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Whole tensors on the first rank, nothing on the others; all ranks call this."""
+        assert self.lightning_module is not None
+        return self._whole(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Likewise."""
+        return self._whole(
+            (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
+        )
+
+    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        def gathered(part: DTensor) -> Tensor:
+            tensor = part.full_tensor()  # one at a time; the others forget it at once
+            return tensor.cpu() if self.is_global_zero else torch.empty(0)
+
+        state = apply_to_collection(state, DTensor, gathered)
+        return state if self.is_global_zero else {}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Map the file, so that a rank reads of it what it keeps."""
+        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Each rank takes its part (:func:`mm1.train.parallel.shard` sees to that)."""
+        assert self.lightning_module is not None
+        self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Each rank takes its part of the moments, which are as large as their parameters."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            ids = [index for group in saved["param_groups"] for index in group["params"]]
+            ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                index: {
+                    name: placed(value, parameter)
+                    if isinstance(value, Tensor) and value.shape == parameter.shape
+                    else value
+                    for name, value in saved["state"].get(index, {}).items()
+                }
+                for index, parameter in zip(ids, ours, strict=True)
+            }
+            optimizer.load_state_dict({**saved, "state": state})
