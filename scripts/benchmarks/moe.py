@@ -89,6 +89,8 @@ def moe(
     *,
     repeats: int = 20,
     skewed: bool = True,
+    eager: bool = True,
+    shapes: tuple[int, ...] | None = None,
     small: bool = False,
     results: Path = RESULTS,
     note: str = "",
@@ -98,6 +100,8 @@ def moe(
     Args:
         repeats: Timed steps of each; the median counts.
         skewed: The first shape again with the busiest expert at four times the mean.
+        eager: Transformers' loop over experts as well, which takes longest.
+        shapes: Which shapes, counted from 0; all of them if not given.
         small: A tiny shape, on a CPU too, to see that everything runs.
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
@@ -108,10 +112,13 @@ def moe(
     card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     about = {**machine(), "card": card, **versions("torch", "triton", "transformers", "liger_kernel")}
     rows = []
-    for shape in SMALL if small else SHAPES:
+    chosen = range(len(SHAPES)) if shapes is None else shapes
+    if not all(0 <= index < len(SHAPES) for index in chosen):
+        raise UserError(f"shapes is {list(chosen)}; expected numbers from 0 to {len(SHAPES) - 1}")
+    for shape in SMALL if small else [SHAPES[index] for index in chosen]:
         dense = None
         print(f"\n{shape}; bar {shape.bar} of dense")
-        for name, build in contestants(shape, device, skewed and shape is SHAPES[0]):
+        for name, build in contestants(shape, device, skewed and shape is SHAPES[0], eager):
             found = measured(build, device, repeats)
             if isinstance(found, str):
                 print(f"  {name:34} {found}")
@@ -129,7 +136,9 @@ def moe(
     print(append(results / "moe.csv", rows))
 
 
-def contestants(shape: Shape, device: torch.device, skewed: bool) -> Iterator[tuple[str, Callable[[], Step]]]:
+def contestants(
+    shape: Shape, device: torch.device, skewed: bool, eager: bool
+) -> Iterator[tuple[str, Callable[[], Step]]]:
     """Name and what builds one; a builder that cannot says why by raising."""
     yield "dense SwiGLU over the same rows", partial(_dense, shape, device)
     yield "ours", partial(_ours, shape, device)
@@ -137,7 +146,7 @@ def contestants(shape: Shape, device: torch.device, skewed: bool) -> Iterator[tu
     if skewed:
         yield "ours, skewed", partial(_ours, shape, device, skewed=True)
         yield "ours, skewed, compiled", partial(_ours, shape, device, skewed=True, compiled=True)
-    for kind in ("grouped_mm", "eager"):
+    for kind in ("grouped_mm", "eager") if eager else ("grouped_mm",):
         yield f"transformers Mixtral, {kind}", partial(_mixtral, shape, device, kind)
     yield "liger fused MoE", partial(_liger, shape, device)
 

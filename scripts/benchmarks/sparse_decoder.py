@@ -14,7 +14,7 @@ from mm1.errors import UserError
 from mm1.model.decoder import Decoder
 from mm1.model.init import init_parameters
 from mm1.model.loss import cross_entropy_sum
-from mm1.model.moe.layer import MoE, Mixture
+from mm1.model.moe.layer import Mixture, MoE
 
 BAR = 1.30
 
