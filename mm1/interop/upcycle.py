@@ -17,8 +17,7 @@ import yaml
 from torch import Tensor
 
 from mm1.errors import UserError, at_least
-from mm1.interop.whole import read_whole
-from mm1.interop.write import new_folder, write_tensors
+from mm1.interop.whole import read_whole, write_anew
 from mm1.model import stored
 from mm1.model.build import build
 from mm1.model.init import init_parameters
@@ -60,14 +59,8 @@ def upcycle(
     config = _sparse_config(found, {"experts": experts, "top_k": top_k}, every)
     sparse = build(config)
     _fill_routers(sparse, seed)
-    with new_folder(out) as folder:
-        tensors = _tensors(sparse, found.weights, noise, seed)
-        write_tensors(folder, tensors, {"format": str(stored.FORMAT)}, total=len(sparse.state_dict()))
-        (folder / stored.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-        (folder / whole.tokenizer.file_name).write_bytes(found.tokenizer)
-        if found.origin_json is not None:
-            (folder / stored.ORIGIN).write_text(found.origin_json, encoding="utf-8")
-    return out
+    tensors = _tensors(sparse, found.weights, noise, seed)
+    return write_anew(whole, out, yaml.safe_dump(config, sort_keys=False), tensors, len(sparse.state_dict()))
 
 
 def _sparse_config(found: stored.Stored, moe: dict[str, Any], every: int) -> dict[str, Any]:

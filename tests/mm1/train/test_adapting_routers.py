@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.train.__main__ import TRAINER
 from mm1.train.datamodule import MM1Data
@@ -87,11 +88,25 @@ def test_a_resumed_run_goes_on_with_the_bias_it_had(
         if self.trainer.global_step >= 5:
             raise InterruptedError
 
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+    with monkeypatch.context() as patch:
         patch.setattr(MM1Data, "trained", stopped)
-        fit(tmp_path / "parts", config)
+        with pytest.raises(InterruptedError):
+            fit(tmp_path / "parts", config)
     parts = fit(tmp_path / "parts", config)
     expected = torch.load(whole.last, weights_only=True)["state_dict"]
     found = torch.load(parts.last, weights_only=True)["state_dict"]
     assert expected["model." + BIAS].abs().max() > 0
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_tasks_are_the_sources_in_their_order(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, max_steps=2)
+    tree = tiny_model(experts=4)
+    moe = tree["init_args"]["decoder"]["init_args"]["moe"]["init_args"]
+    tasks = ["captions", "interleaved", "text"]
+    moe["router"] = {"class_path": "mm1.model.moe.routers.ByTask", "init_args": {"tasks": tasks}}
+    config["model"]["model"] = tree
+    assert fit(tmp_path / "run", config).about()["finished"]
+    tasks.reverse()
+    with pytest.raises(UserError, match="the tasks are text, interleaved, captions, the sources of the data captions"):
+        fit(tmp_path / "other", config)

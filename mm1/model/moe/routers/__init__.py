@@ -1,6 +1,7 @@
 """Routers, one class a file: which experts a token visits and with what weight. A new one is a class and a YAML."""
 
 from mm1.model.moe.routers.base import Router
+from mm1.model.moe.routers.by_task import ByTask
 from mm1.model.moe.routers.cosine import Cosine
 from mm1.model.moe.routers.expert_choice import ExpertChoice
 from mm1.model.moe.routers.force_balanced import ForceBalanced
@@ -12,6 +13,7 @@ from mm1.model.moe.routers.switch import Switch
 from mm1.model.moe.routers.top_k import TopK
 
 __all__ = [
+    "ByTask",
     "Cosine",
     "ExpertChoice",
     "ForceBalanced",
