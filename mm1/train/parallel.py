@@ -1,10 +1,9 @@
 """A model spread over ranks: experts by expert, everything else by FSDP2 (GShard; Rajbhandari et al., ZeRO).
 
-Axes of the mesh, outermost first: ``replicate`` x ``rest`` x ``experts``; ``rest`` and ``experts`` together are
-``shard``.
+The ranks are seen as two grids::
 
-* Experts: whole ones on each rank of ``experts``, cut along their width over ``rest``, copied over ``replicate``.
-* All else: cut over ``shard``, copied over ``replicate``.
+    all but experts     replicate x shard               cut over shard, copied over replicate
+    experts             replicate x rest x experts      whole ones on each rank of experts, cut inside over rest
 
 Every rank reads its own rows. Gradients are *summed* over ranks and never divided, since an expert's gradient is a sum
 over the ranks that sent it rows before any reduction; so the loss has to be the rank's share of the global mean.
@@ -14,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,27 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mm1.errors import UserError, at_least
-from mm1.model.mm1 import MM1
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import MoE
 from mm1.train.exchange import Exchange
+
+if TYPE_CHECKING:  # the benchmark of layers has no encoders installed
+    from mm1.model.mm1 import MM1
 
 ARGS = "trainer.strategy.init_args"
 REPLICATE, SHARD, REST, EXPERTS = "replicate", "shard", "rest", "experts"
 
 
-def mesh_of(device: str, ranks: int, *, replicate: int = 1, shard: int | None = None, experts: int = 1) -> DeviceMesh:
-    """The mesh over all ranks.
+@dataclass(frozen=True)
+class Meshes:
+    """The ranks as all but experts sees them, and as experts do; they are on two because FSDP2 takes a mesh a unit."""
+
+    dense: DeviceMesh
+    sparse: DeviceMesh
+
+
+def meshes(device: str, ranks: int, *, replicate: int = 1, shard: int | None = None, experts: int = 1) -> Meshes:
+    """Both grids of all ranks.
 
     Args:
         device: Kind of device.
@@ -56,13 +66,14 @@ def mesh_of(device: str, ranks: int, *, replicate: int = 1, shard: int | None = 
             f"experts={experts} among {shard} ranks that share a copy of the model; expected a number that divides "
             f"them ({ARGS}.experts)"
         )
-    sizes = {REPLICATE: replicate, REST: shard // experts, EXPERTS: experts}
-    mesh = init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
-    mesh[REST, EXPERTS]._flatten(SHARD)
-    return mesh
+    names, sizes = (REPLICATE, REST, EXPERTS), (replicate, shard // experts, experts)
+    return Meshes(
+        init_device_mesh(device, (replicate, shard), mesh_dim_names=(REPLICATE, SHARD)),
+        init_device_mesh(device, sizes, mesh_dim_names=names),
+    )
 
 
-def shard(model: MM1, mesh: DeviceMesh) -> None:
+def shard(model: MM1, on: Meshes) -> None:
     """Spread a model in place, once, empty (on the meta device) or filled alike on all ranks.
 
     Raises:
@@ -70,15 +81,25 @@ def shard(model: MM1, mesh: DeviceMesh) -> None:
     """
     if isinstance(model, FSDPModule):
         return
-    apart = spread_experts(model, mesh)
-    units = [*model.vision.blocks, model.vision, model.connector, *model.decoder.layers, model]
-    for unit in units:
-        _fully_shard(unit, _data(mesh, SHARD), ignored_params=apart)
-    _place_on_loading(model)
+    spread(model, [*model.vision.blocks, model.vision, model.connector, *model.decoder.layers, model], on)
     model.in_step = True
 
 
-def spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
+def spread(model: nn.Module, units: Iterable[nn.Module], on: Meshes) -> None:
+    """Spread a model of any kind.
+
+    Args:
+        model: What holds layers with experts, among others.
+        units: What is gathered and forgotten as one, inner ones first and ``model`` itself last.
+        on: The ranks.
+    """
+    apart = _spread_experts(model, on.sparse)
+    for unit in units:
+        _fully_shard(unit, _data(on.dense, SHARD), ignored_params=apart)
+    _place_on_loading(model)
+
+
+def _spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
     """Give each rank its part of the experts of every layer; the parameters that nothing else may cut further."""
     layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
     if mesh[EXPERTS].size() == 1:

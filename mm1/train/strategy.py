@@ -16,12 +16,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from mm1.errors import at_least
 from mm1.model.mm1 import MM1
-from mm1.train.parallel import ARGS, mesh_of, placed, shard, sum_gradients
+from mm1.train.parallel import ARGS, meshes, placed, shard, sum_gradients
 
 
 class Sharded(ModelParallelStrategy):
@@ -44,17 +43,17 @@ class Sharded(ModelParallelStrategy):
         self.sizes = sizes
 
     def setup_environment(self) -> None:
-        """Join the other ranks and agree on the mesh.
+        """Join the other ranks and agree on the meshes.
 
         Raises:
             UserError: Sizes that do not fit the number of ranks.
         """
         self._setup_distributed()
-        self._device_mesh: DeviceMesh = mesh_of(self.root_device.type, self.world_size, **self.sizes)
+        self.meshes = meshes(self.root_device.type, self.world_size, **self.sizes)
 
     def spread(self, model: MM1) -> None:
         """Keep this rank's part of a model that is empty, or filled alike on all ranks."""
-        shard(model, self._device_mesh)
+        shard(model, self.meshes)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mm1.batch import Batch, targets_of
 from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
-from mm1.train.parallel import clip_gradients, mesh_of, shard, sum_gradients, whole
+from mm1.train.parallel import Meshes, clip_gradients, meshes, shard, sum_gradients, whole
 from tests.conftest import IMAGE_PX, VOCABULARY, tiny_model
 
 POSITIONS = 12
@@ -66,13 +66,13 @@ def part_of(batch: Batch, rank: int, ranks: int) -> Batch:
     return batch._map(lambda tensor: tensor.chunk(ranks)[rank] if len(tensor) else tensor)
 
 
-def model_of(mesh: Any = None, **moe: Any) -> MM1:
-    """A tiny model with the first values of seed 0, on a mesh if there is one."""
+def model_of(on: Meshes | None = None, **moe: Any) -> MM1:
+    """A tiny model with the first values of seed 0, spread over ranks if they are given."""
     tree = tiny_model(experts=4)
     tree["init_args"]["decoder"]["init_args"]["moe"]["init_args"] |= moe
     model = build(tree)
-    if mesh is not None:
-        shard(model, mesh)
+    if on is not None:
+        shard(model, on)
     model.to_empty(device="cpu")
     model.init_weights(0, whole)
     return model
@@ -110,7 +110,7 @@ def trained(model: MM1, batch: Batch, share: float, micro_batches: int = 1, step
 
 def compare(rank: int, ranks: int, sizes: dict[str, int], micro_batches: int, path: Path) -> None:
     expected = torch.load(path)
-    model = model_of(mesh_of("cpu", ranks, **sizes))
+    model = model_of(meshes("cpu", ranks, **sizes))
     found = trained(model, part_of(rows_of_text(8), rank, ranks), 1 / ranks, micro_batches)
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-5)
     for kind in ("gradients", "weights"):
@@ -138,6 +138,6 @@ def test_steps_are_those_of_one_process(tmp_path: Path, ranks: int, sizes: dict[
 
 def test_sizes_that_do_not_divide_are_told() -> None:
     with pytest.raises(UserError, match="6 ranks are not replicate=4 times shard=1"):
-        mesh_of("cpu", 6, replicate=4)
+        meshes("cpu", 6, replicate=4)
     with pytest.raises(UserError, match="experts=4 among 6 ranks that share a copy"):
-        mesh_of("cpu", 6, experts=4)
+        meshes("cpu", 6, experts=4)

@@ -1,0 +1,184 @@
+"""Two sparse layers on one GPU that holds all experts, and on several that share them, with as many tokens each."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from benchmarks.machine import RESULTS, append, machine, versions
+from mm1.errors import UserError, at_least
+from mm1.model.moe.layer import MoE
+from mm1.model.moe.routing import Places
+from mm1.train.parallel import Meshes, meshes, spread, whole
+
+LAYERS, WARM_UP = 2, 5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of each layer, and how many tokens each GPU brings."""
+
+    experts: int
+    top_k: int
+    width: int
+    ffn_width: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"E{self.experts} k{self.top_k} d{self.width} f{self.ffn_width}, {self.tokens:,} tokens a GPU"
+
+
+def experts(
+    *,
+    count: int = 64,
+    top_k: int = 2,
+    width: int = 2560,
+    ffn_width: int = 6912,
+    tokens: int = 16384,
+    repeats: int = 20,
+    results: Path = RESULTS,
+    note: str = "",
+) -> None:
+    """Time forward and backward of two sparse layers: experts on one GPU, and shared by all that torchrun started.
+
+        torchrun --nproc_per_node 2 scripts/benchmark.py experts
+
+    Args:
+        count: Experts of a layer.
+        top_k: Experts that a token visits.
+        width: Width of the layers.
+        ffn_width: Inner width of an expert.
+        tokens: Tokens of each GPU.
+        repeats: Timed steps; the median counts.
+        results: Folder of the CSV file that rows are added to.
+        note: What to remember of this run.
+    """
+    at_least(1, {"experts": count, "tokens": tokens, "repeats": repeats})
+    if "RANK" not in os.environ:
+        raise UserError("no ranks to share experts; expected torchrun --nproc_per_node 2 scripts/benchmark.py experts")
+    device = _join()
+    try:
+        shape = Shape(count, top_k, width, ffn_width, tokens)
+        rows = _compare(shape, device, repeats, note)
+        if dist.get_rank() == 0:
+            print(append(results / "experts.csv", rows))
+    finally:
+        dist.destroy_process_group()
+
+
+def _compare(shape: Shape, device: torch.device, repeats: int, note: str) -> list[dict[str, Any]]:
+    ranks, first = dist.get_world_size(), dist.get_rank() == 0
+    on = meshes(device.type, ranks, experts=ranks)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    about = {**machine(), "card": card, **versions("torch", "triton")}
+    rows: list[dict[str, Any]] = []
+    for sharing in (1, ranks):
+        ms, peak = 0.0, 0.0
+        if first or sharing > 1:  # the others wait while the first has the experts to itself
+            ms, peak = _measured(lambda n=sharing: _step(shape, device, on if n > 1 else None), device, repeats)
+        slowest = torch.tensor([ms, peak], device=device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        ms, peak = slowest.tolist()
+        speed = shape.tokens * sharing / ms * 1e3
+        ratio = speed / (rows[0]["tokens_s"] if rows else speed)
+        row = {"shape": str(shape), "layers": LAYERS, "gpus": sharing, "ms": round(ms, 3), "tokens_s": round(speed)}
+        rows.append({**about, **row, "ratio": round(ratio, 3), "peak_gib": round(peak / 2**30, 2), "note": note})
+        if first:
+            print(
+                f"{shape}, experts shared by {sharing}: {ms:.2f} ms, {speed:,.0f} tokens/s, {ratio:.2f} times one, "
+                f"{peak / 2**30:.1f} GiB",
+                flush=True,
+            )
+    return rows
+
+
+def _join() -> torch.device:
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo")
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device)
+    return device
+
+
+class _Layer(nn.Module):
+    """A sparse layer and its residual connection."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.moe = MoE(shape.width, shape.ffn_width, experts=shape.experts, top_k=shape.top_k)
+
+    def forward(self, x_BTD: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Hidden states, and what the router is trained on."""
+        y_BTD, stats = self.moe(x_BTD, places)
+        return x_BTD + y_BTD, stats.loss
+
+
+class _Layers(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(shape) for _ in range(LAYERS))
+
+    def forward(self, x_BTD: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """All of them; the losses added up."""
+        total = x_BTD.new_zeros((), dtype=torch.float32)
+        for layer in self.layers:
+            x_BTD, loss = layer(x_BTD, places)
+            total = total + loss
+        return x_BTD, total
+
+
+def _step(shape: Shape, device: torch.device, on: Meshes | None) -> Callable[[], None]:
+    with torch.device("meta"):
+        model = _Layers(shape).to(torch.bfloat16)
+    for layer in model.layers:
+        layer.moe.router.float()
+    if on is not None:
+        spread(model, [*model.layers, model], on)
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            with whole(parameter) as filled:
+                filled.normal_(std=0.02)
+    torch.manual_seed(dist.get_rank())
+    rows = 4 if shape.tokens % 4 == 0 else 1
+    x_BTD = torch.randn(rows, shape.tokens // rows, shape.width, device=device, dtype=torch.bfloat16)
+    x_BTD.requires_grad_()
+    places = Places.of_text(torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=device))
+    grad_BTD, weight = torch.randn_like(x_BTD), torch.tensor(1.0 / shape.tokens, device=device)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        x_BTD.grad = None
+        y_BTD, loss = model(x_BTD, places)
+        torch.autograd.backward([y_BTD, loss], [grad_BTD, weight])
+
+    return step
+
+
+def _measured(build: Callable[[], Callable[[], None]], device: torch.device, repeats: int) -> tuple[float, float]:
+    """Median milliseconds of a step, and the peak of memory in bytes."""
+    gc.collect()
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step, times = build(), []
+    for _ in range(WARM_UP + repeats):
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    return median(times[WARM_UP:]), float(torch.cuda.max_memory_allocated() if cuda else 0)
