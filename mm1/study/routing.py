@@ -33,7 +33,7 @@ CURVES = {
     "dead": ("dead experts", "experts"),
     "entropy": ("entropy of a token's shares", "nats"),
     "logit_norm": ("norm of the router's logits", "norm"),
-    "z": ("squared logsumexp, what the z-loss pulls at", "nats²"),
+    "z": ("squared logsumexp of the logits", "nats²"),
     "dropped": ("dropped choices", "share"),
 }
 
@@ -121,7 +121,7 @@ def heats(recorded: Recorded) -> list[dict[str, Any]]:
         told = ", ".join(f"layer {at} {most:.1f}" for at, most in zip(recorded.layers, busiest, strict=True))
         described = f"Load by layer and expert, {load.name}; the busiest expert, in even shares: {told}."
         drawn = Markup(routing_plots.by_layer(load.relative_LE, recorded.layers, described))
-        charts.append({"title": load.name.replace("_", " "), "note": f"{load.tokens:,} tokens", "svg": drawn})
+        charts.append({"title": load.name, "note": f"{load.tokens:,} tokens", "svg": drawn})
     return charts
 
 
@@ -142,8 +142,9 @@ def spelled(tokenizer: Tokenizer, token: int) -> str:
     if token in named:
         return named[token]
     text = tokenizer.decode([token])
-    shown = text.strip()
-    return shown if shown.isprintable() and shown else {"\n": "⟨line⟩", " ": "⟨blank⟩"}.get(text, f"⟨{token}⟩")
+    if text.strip() and text.strip().isprintable() and "\ufffd" not in text:
+        return text.strip()
+    return {"\n": "⟨line⟩", " ": "⟨blank⟩", "": "⟨blank⟩"}.get(text, f"⟨{token}⟩")  # a lone blank decodes to nothing
 
 
 def pictures(recorded: Recorded, shown: Sequence[int], assistant: Assistant) -> list[dict[str, Any]]:

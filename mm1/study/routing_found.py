@@ -20,7 +20,7 @@ class Load:
     """How the tokens of one kind spread.
 
     Args:
-        name: ``all tokens``, ``text``, ``pictures``, or a source.
+        name: ``all tokens``, ``text``, ``pictures``, or ``source “captions”``.
         tokens: How many there were.
         share_LE: Each expert's share of their choices.
     """
@@ -40,8 +40,8 @@ def loads(recorded: Recorded) -> list[Load]:
     """Of all tokens, of each modality, and of each source where there are several; kinds without tokens left out."""
     kinds = {"all tokens": np.ones(len(recorded.tokens_M), bool)}
     kinds |= {"text": ~recorded.image_M, "pictures": recorded.image_M}
-    if len(recorded.sources) > 1:
-        kinds |= {name: recorded.sources_M == at for at, name in enumerate(recorded.sources)}
+    if len(recorded.sources) > 1:  # in quotes, since a source may be called text
+        kinds |= {f"source “{name}”": recorded.sources_M == at for at, name in enumerate(recorded.sources)}
     return [Load(name, int(here_M.sum()), _shares(recorded, here_M)) for name, here_M in kinds.items() if here_M.any()]
 
 
@@ -179,21 +179,19 @@ def findings(recorded: Recorded, found: list[Load], kept: list[Kept]) -> list[st
         moved = apart(by_name["text"].share_LE, by_name["pictures"].share_LE)
         at = int(moved.argmax())
         said.append(
-            f"Text and pictures part most in layer {recorded.layers[at]}: {100 * moved[at]:.0f} % of the choices of "
+            f"Text and pictures part {'most ' * (len(moved) > 1)}in layer {recorded.layers[at]}: {100 * moved[at]:.0f} % of the choices of "
             f"one would have to move for it to spread as the other does{_least(recorded.layers, moved)}."
         )
     if kept:
-        first, last = min(kept, key=lambda k: k.same), max(kept, key=lambda k: k.same)
-        said.append(
-            f"Since the earlier checkpoint, between {100 * first.same:.0f} % (layer {first.layer}) and "
-            f"{100 * last.same:.0f} % (layer {last.layer}) of tokens kept all their experts."
-        )
+        ends = sorted(kept, key=lambda k: k.same)
+        told = " to ".join(f"{100 * k.same:.0f} % (layer {k.layer})" for k in dict.fromkeys((ends[0], ends[-1])))
+        said.append(f"Since the earlier checkpoint, {told} of tokens kept all their experts.")
     return said
 
 
 def _least(layers: list[int], moved: np.ndarray) -> str:
     at = int(moved.argmin())
-    return f", in layer {layers[at]} {100 * moved[at]:.0f} %" if len(layers) > 1 else ""
+    return f" (least in layer {layers[at]}, {100 * moved[at]:.0f} %)" if len(layers) > 1 else ""
 
 
 def spread(layers: Iterable[int], most: int) -> list[int]:

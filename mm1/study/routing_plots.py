@@ -28,7 +28,7 @@ def palette(experts: int) -> list[str]:
         return list(FEW[:experts])
     hues = [(0.618 * at) % 1 for at in range(experts)]  # neighbours lie far apart on the circle
     shades = [hsv_to_rgb((hue, (0.75, 0.55, 0.85)[at % 3], (0.85, 0.7, 0.55)[at % 3])) for at, hue in enumerate(hues)]
-    return [matplotlib.colors.to_hex(tuple(map(float, shade))) for shade in shades]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in shade) for shade in shades]
 
 
 def by_layer(relative_LE: np.ndarray, layers: Sequence[int], description: str) -> str:

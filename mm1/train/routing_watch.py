@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from mm1.errors import at_least
 from mm1.model.decoder import Decoder
 from mm1.model.loss import LossSums
+from mm1.model.moe.layer import MoE
 from mm1.model.moe.stats import GAUGES
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class WatchRouting(Callback):
                 told.append(f"layer {layer}: busiest expert {load:.1f} x its even share, {dead} of {experts} dead")
         if told:
             log.warning(
-                "WARNING step %d: routing collapses, and has for %d steps (%s); %s",
+                "step %d: routing collapses, and has for %d steps (%s); %s",
                 step,
                 self.window_steps,
                 "; ".join(told),
@@ -145,15 +146,16 @@ class WatchRouting(Callback):
             )
 
 
-def _remedy(ffn: Any) -> str:
+def _remedy(mixture: nn.Module) -> str:
     """What helps, by what is set now."""
-    weight, z_weight = (getattr(ffn, name, None) for name in ("balance_weight", "z_weight"))
-    where = "model.model.decoder.init_args.moe.init_args"
-    if weight == 0:
-        first = f"set {where}.balance_weight to 0.01, it is 0"
-    elif weight is None:
-        first = "balance it by a loss"
+    plain = next((module for module in mixture.modules() if isinstance(module, MoE)), None)
+    if plain is None:
+        return "see docs/moe.md for what balances this layer"
+    if plain.balance_weight:
+        first = f"raise balance_weight, which is {plain.balance_weight},"
     else:
-        first = f"raise {where}.balance_weight, it is {weight}"
-    second = f"set {where}.z_weight to 0.001, it is 0, " if z_weight == 0 else "lower the rate of the decoder "
-    return f"{first}; or {second}or take a router that balances by a bias without a loss (docs/moe.md)"
+        first = "set balance_weight to 0.01, it is 0,"
+    second = "lower the decoder's rate" if plain.z_weight else "set z_weight to 0.001, it is 0"
+    return (
+        f"{first} or {second} (model.model.decoder.init_args.moe), or take a router with a loss-free bias (docs/moe.md)"
+    )

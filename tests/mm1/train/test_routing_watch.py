@@ -107,7 +107,7 @@ def test_collapse_is_warned_of_once_with_the_remedy(
     assert len(told) == 1
     assert "step 4: routing collapses, and has for 4 steps (layer 1: busiest expert 2.0 x" in told[0]
     assert "2 of 4 dead" in told[0]
-    assert "balance_weight to 0.01, it is 0" in told[0]
+    assert "set balance_weight to 0.01, it is 0, or lower the decoder's rate" in told[0]
     assert run.history("experts")[-1]["dead"] == [2]
 
 
@@ -129,7 +129,7 @@ def test_uneven_load_must_last(caplog: pytest.LogCaptureFixture) -> None:
         assert not caplog.records
         watch.look(60, uneven, decoder)
     assert "step 60: routing collapses" in caplog.text
-    assert "balance_weight, it is 0.01" in caplog.text
+    assert "raise balance_weight, which is 0.01, or lower the decoder's rate" in caplog.text
 
 
 def test_many_experts_leave_their_pairs_out() -> None:
