@@ -140,7 +140,7 @@ def _many_runs(commands: Commands) -> None:
     table = commands.add_parser("routers", help=says, description=f"{says}; about 25 minutes on 2 quiet cores")
     table.set_defaults(study=routers)
     says = "three claims about routers over seeds: balance, z-loss, heads; each with its numbers and whether it holds"
-    three = commands.add_parser("claims", help=says, description=f"{says}; about an hour and a half on 2 quiet cores")
+    three = commands.add_parser("claims", help=says, description=f"{says}; about 40 minutes on 2 quiet cores")
     three.set_defaults(study=claims)
     for command, seeds, of in ((table, [0], "routers"), (three, [0, 1, 2], f"claims ({', '.join(CLAIMS)})")):
         name = command.prog.rpartition(" ")[2]
