@@ -90,6 +90,7 @@ def moe(
     repeats: int = 20,
     skewed: bool = True,
     eager: bool = True,
+    liger: bool = True,
     shapes: tuple[int, ...] | None = None,
     small: bool = False,
     results: Path = RESULTS,
@@ -101,6 +102,7 @@ def moe(
         repeats: Timed steps of each; the median counts.
         skewed: The first shape again with the busiest expert at four times the mean.
         eager: Transformers' loop over experts as well, which takes longest.
+        liger: Liger's fused MoE as well, which tunes itself for a minute a shape.
         shapes: Which shapes, counted from 0; all of them if not given.
         small: A tiny shape, on a CPU too, to see that everything runs.
         results: Folder of the CSV file that rows are added to.
@@ -118,7 +120,7 @@ def moe(
     for shape in SMALL if small else [SHAPES[index] for index in chosen]:
         dense = None
         print(f"\n{shape}; bar {shape.bar} of dense")
-        for name, build in contestants(shape, device, skewed and shape is SHAPES[0], eager):
+        for name, build in contestants(shape, device, skewed and shape is SHAPES[0], eager, liger):
             found = measured(build, device, repeats)
             if isinstance(found, str):
                 print(f"  {name:34} {found}")
@@ -137,7 +139,7 @@ def moe(
 
 
 def contestants(
-    shape: Shape, device: torch.device, skewed: bool, eager: bool
+    shape: Shape, device: torch.device, skewed: bool, eager: bool, liger: bool
 ) -> Iterator[tuple[str, Callable[[], Step]]]:
     """Name and what builds one; a builder that cannot says why by raising."""
     yield "dense SwiGLU over the same rows", partial(_dense, shape, device)
@@ -148,7 +150,8 @@ def contestants(
         yield "ours, skewed, compiled", partial(_ours, shape, device, skewed=True, compiled=True)
     for kind in ("grouped_mm", "eager") if eager else ("grouped_mm",):
         yield f"transformers Mixtral, {kind}", partial(_mixtral, shape, device, kind)
-    yield "liger fused MoE", partial(_liger, shape, device)
+    if liger:
+        yield "liger fused MoE", partial(_liger, shape, device)
 
 
 def measured(build: Callable[[], Step], device: torch.device, repeats: int) -> tuple[float, float] | str:
