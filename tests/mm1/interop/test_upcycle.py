@@ -39,6 +39,24 @@ def test_the_first_output_is_the_dense_models(tiny_checkpoint: Path, tmp_path: P
     assert sparse.tokenizer.proto == dense.tokenizer.proto
 
 
+@pytest.mark.parametrize(("experts", "top_k", "pieces"), [(4, 2, 2), (3, 1, 4), (8, 2, 8)])
+def test_pieces_of_copies_say_what_the_dense_model_said(
+    tiny_checkpoint: Path, tmp_path: Path, experts: int, top_k: int, pieces: int
+) -> None:
+    dense = mm1.load(tiny_checkpoint).model
+    path = upcycle(tiny_checkpoint, tmp_path / "moe", experts=experts, top_k=top_k, pieces=pieces)
+    sparse = mm1.load(path).model
+    moe = sparse.decoder.layers[1].ffn
+    assert moe.experts.down.shape == (experts * pieces, 96, 256 // pieces)
+    assert moe.router.top_k == top_k * pieces
+    assert torch.allclose(logits(sparse), logits(dense), atol=1e-5)
+    with torch.no_grad():
+        moe.router.weight[0].neg_()  # pieces that are not chosen together are another layer
+    assert not torch.allclose(logits(sparse), logits(dense), atol=1e-4)
+    gate, _ = moe.experts.gate_up[pieces - 1].chunk(2)
+    assert torch.equal(gate, dense.decoder.layers[1].ffn.gate_up.weight[256 - 256 // pieces : 256])
+
+
 def test_noise_parts_the_experts_by_its_share(tiny_checkpoint: Path, tmp_path: Path) -> None:
     dense = mm1.load(tiny_checkpoint).model
     sparse = mm1.load(upcycle(tiny_checkpoint, tmp_path / "moe", noise=0.1)).model
@@ -92,6 +110,8 @@ def test_half_precision_and_a_folder_stay_what_they_were(stored_tiny: dict[str, 
         ({"experts": 1}, "experts is 1; expected at least 2"),
         ({"top_k": 9}, "top_k=9 of 8 experts"),
         ({"every": 5}, "moe_every"),
+        ({"pieces": 7}, "7 pieces of an inner width of 256; expected a divisor"),
+        ({"pieces": 0}, "pieces is 0; expected at least 1"),
         ({"noise": -1.0}, r"noise is -1\.0; expected at least 0"),
     ],
 )
