@@ -3,6 +3,7 @@
     python scripts/benchmark.py data --seconds 5 --repeats 5
     python scripts/benchmark.py pipeline
     python scripts/benchmark.py moe                # a sparse layer, needs a GPU
+    python scripts/benchmark.py moe_kernels        # its pieces beside torch's operators, needs a GPU
     python scripts/benchmark.py decoder            # a step of a sparse decoder beside its dense twin, needs a GPU
     torchrun --nproc_per_node 2 scripts/benchmark.py experts    # sparse layers whose experts GPUs share
 
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data import data  # noqa: E402
 from benchmarks.experts_parallel import experts  # noqa: E402
 from benchmarks.moe import moe  # noqa: E402
+from benchmarks.moe_kernels import moe_kernels  # noqa: E402
 from benchmarks.pipeline import pipeline  # noqa: E402
 from benchmarks.sparse_decoder import decoder  # noqa: E402
 
@@ -30,7 +32,14 @@ def main() -> None:
     """Run a command."""
     from jsonargparse import auto_cli
 
-    commands = {"data": data, "pipeline": pipeline, "moe": moe, "decoder": decoder, "experts": experts}
+    commands = {
+        "data": data,
+        "pipeline": pipeline,
+        "moe": moe,
+        "moe_kernels": moe_kernels,
+        "decoder": decoder,
+        "experts": experts,
+    }
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
 
 
