@@ -60,6 +60,7 @@ from typing import Any
 from mm1.errors import UserError
 
 FORMAT = 1
+DEAD = 0.01  # of an even share: an expert that gets less is taken for dead
 
 
 def write_json(path: Path, value: Any) -> None:

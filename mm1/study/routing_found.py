@@ -9,9 +9,9 @@ import numpy as np
 
 from mm1.batch import IMAGE
 from mm1.errors import UserError
+from mm1.runs import DEAD
 from mm1.study.routing_record import Recorded
 
-DEAD = 0.01  # of an even share, as in training
 WORDS = 10
 
 
@@ -178,8 +178,9 @@ def findings(recorded: Recorded, found: list[Load], kept: list[Kept]) -> list[st
     if {"text", "pictures"} <= by_name.keys():
         moved = apart(by_name["text"].share_LE, by_name["pictures"].share_LE)
         at = int(moved.argmax())
+        most = "most " if len(moved) > 1 else ""
         said.append(
-            f"Text and pictures part {'most ' * (len(moved) > 1)}in layer {recorded.layers[at]}: {100 * moved[at]:.0f} % of the choices of "
+            f"Text and pictures part {most}in layer {recorded.layers[at]}: {100 * moved[at]:.0f} % of the choices of "
             f"one would have to move for it to spread as the other does{_least(recorded.layers, moved)}."
         )
     if kept:

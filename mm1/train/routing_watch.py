@@ -20,10 +20,10 @@ from mm1.model.decoder import Decoder
 from mm1.model.loss import LossSums
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.stats import GAUGES
+from mm1.runs import DEAD
 
 log = logging.getLogger(__name__)
 
-DEAD = 0.01  # of an even share: what gets less is taken for dead
 TOGETHER_EXPERTS = 32  # beyond so many experts the matrix of pairs would swell metrics.jsonl
 DIGITS = 6
 
