@@ -18,6 +18,7 @@ from mm1.batch import Batch, targets_of
 from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
+from mm1.model.moe.layer import MoE
 from mm1.train.parallel import Meshes, clip_gradients, meshes, shard, sum_gradients, whole
 from tests.conftest import IMAGE_PX, VOCABULARY, tiny_model
 
@@ -125,15 +126,62 @@ def compare(rank: int, ranks: int, sizes: dict[str, int], micro_batches: int, pa
     ("ranks", "sizes", "micro_batches"),
     [
         (2, {"experts": 2}, 1),
-        (2, {"experts": 1}, 2),
+        pytest.param(2, {"experts": 1}, 2, marks=pytest.mark.slow),
         (4, {"experts": 2}, 2),
-        (4, {"experts": 4}, 1),
-        (4, {"experts": 2, "replicate": 2}, 1),
+        pytest.param(4, {"experts": 4}, 1, marks=pytest.mark.slow),
+        pytest.param(4, {"experts": 2, "replicate": 2}, 1, marks=pytest.mark.slow),
     ],
 )
 def test_steps_are_those_of_one_process(tmp_path: Path, ranks: int, sizes: dict[str, int], micro_batches: int) -> None:
     torch.save(trained(model_of(), rows_of_text(8), 1.0), tmp_path / "one.pt")
     on_ranks(ranks, compare, ranks, sizes, micro_batches, tmp_path / "one.pt")
+
+
+def global_balance(rank: int, path: Path) -> None:
+    model = model_of(meshes("cpu", 2, experts=2), balance=balanced_over("global"))
+    for layer in model.decoder.layers:
+        if isinstance(layer.ffn, MoE):
+            layer.ffn.balance.over_ranks = summed
+    sums = model.losses(part_of(rows_of_text(8), rank, 2))
+    torch.testing.assert_close(summed(sums.balance), torch.load(path), rtol=1e-5, atol=0)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def balanced_over(group: str) -> dict[str, Any]:
+    return {"class_path": "mm1.model.moe.losses.LoadTimesShare", "init_args": {"group": group}}
+
+
+def test_balance_over_all_ranks_is_that_of_one_batch(tmp_path: Path) -> None:
+    whole_batch = model_of(balance=balanced_over("batch")).losses(rows_of_text(8)).balance
+    torch.save(whole_batch, tmp_path / "one.pt")
+    on_ranks(2, global_balance, tmp_path / "one.pt")
+
+
+def sum_at_last(rank: int) -> None:
+    model = model_of(meshes("cpu", 2))
+    for last in (False, False, True):
+        sum_gradients(model, last)
+        loss_of(model, part_of(rows_of_text(8), rank, 2), 0.5).backward()
+        assert all((p.grad is not None) == last for p in model.parameters())  # a shard's gradient is a sum over ranks
+
+
+def test_only_the_last_micro_batch_adds_up_ranks() -> None:
+    on_ranks(2, sum_at_last)
+
+
+def test_experts_that_ranks_do_not_divide_are_told() -> None:
+    on_ranks(4, refused)
+
+
+def refused(rank: int) -> None:
+    tree = tiny_model(experts=6)
+    with pytest.raises(UserError, match="6 experts on 4 ranks; expected a number of ranks that divides them"):
+        shard(build(tree), meshes("cpu", 4, experts=4))
 
 
 def test_sizes_that_do_not_divide_are_told() -> None:

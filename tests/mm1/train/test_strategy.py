@@ -25,7 +25,7 @@ class StopAfterThree(Callback):
 def fit_on(ranks: int, folder: Path, config: dict[str, Any], *flags: str) -> dict[str, Tensor]:
     """``mm1-train fit`` on so many ranks; the weights it ends with."""
     config["trainer"]["devices"] = ranks
-    if ranks == 1:
+    if ranks == 1 and "strategy" not in config["trainer"]:
         fit(folder, config, *flags)
     else:
         on_ranks(ranks, _fit, folder, config, flags, joined=False)
