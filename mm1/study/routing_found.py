@@ -169,8 +169,7 @@ def findings(recorded: Recorded, found: list[Load], kept: list[Kept]) -> list[st
     whole = found[0].relative_LE
     layer, expert = np.unravel_index(whole.argmax(), whole.shape)
     dead = {at: int((row < DEAD).sum()) for at, row in zip(recorded.layers, whole, strict=True)}
-    told = ", ".join(f"{n} of {recorded.experts} in layer {at}" for at, n in dead.items() if n)
-    said = [f"Dead experts: {told}." if told else "No expert is dead."]
+    said = [_dead({at: count for at, count in dead.items() if count}, recorded)]
     said[0] += (
         f" The busiest, expert {expert} of layer {recorded.layers[layer]}, takes {whole.max():.2f} × its even share."
     )
@@ -188,6 +187,16 @@ def findings(recorded: Recorded, found: list[Load], kept: list[Kept]) -> list[st
         told = " to ".join(f"{100 * k.same:.0f} % (layer {k.layer})" for k in dict.fromkeys((ends[0], ends[-1])))
         said.append(f"Since the earlier checkpoint, {told} of tokens kept all their experts.")
     return said
+
+
+def _dead(dead: dict[int, int], recorded: Recorded) -> str:
+    if not dead:
+        return "No expert is dead."
+    if len(dead) > 3:
+        most = max(dead, key=lambda at: dead[at])
+        told = f"{len(dead)} of {len(recorded.layers)} layers have some, layer {most} most: {dead[most]}"
+        return f"Dead experts: {told} of {recorded.experts}."
+    return f"Dead experts: {', '.join(f'{n} of {recorded.experts} in layer {at}' for at, n in dead.items())}."
 
 
 def _least(layers: list[int], moved: np.ndarray) -> str:
