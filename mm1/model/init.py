@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from mm1.model.moe.experts import Experts
-from mm1.model.moe.routers import Router
+from mm1.model.moe.routers import Router, Switch
 
 SMALL = 0.02
 RESIDUAL = re.compile(
-    r"decoder\.layers\.\d+\.(attention\.o\.weight|ffn\.((shared\.|experts\.\d+\.)?down\.weight|experts\.down|merge\.weight))"
+    r"decoder\.layers\.\d+\.(attention\.o\.weight|ffn\.(\w+\.)*(down\.weight|experts\.down|merge\.weight))"
 )
-HEAD = re.compile(r".*\.ffn\.head\.weight")
+HEAD = re.compile(r".*\.ffn\.(\w+\.)*head\.weight")
 ZERO = re.compile(r"(.*\.)?(in_proj_)?bias")
 LAYER_SCALE = re.compile(r".*\.gamma")
 NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -43,6 +43,8 @@ def init_parameters(model: nn.Module, seed: int, layers: int, whole: Whole = nul
     outputs onto the residual       normal, 1 / sqrt(2 layers inputs)   (GPT-2)
     embeddings, positions, queries  normal, 0.02
     head, router                    normal, 0.02
+    router of Switch                normal, sqrt(0.1 / inputs)      (its small init)
+    router of noisy top-k           0
     head layer of MH-MoE            normal, 1 / sqrt(2 inputs)  (its authors')
     ==============================  =========================================
 
@@ -66,6 +68,7 @@ def init_parameters(model: nn.Module, seed: int, layers: int, whole: Whole = nul
                 else:
                     matrix = isinstance(owner, MATRICES) and path != "decoder.head"
                     std = _inputs(owner, parameter) ** -0.5 if matrix else SMALL
+                    std = (0.1 / _inputs(owner, parameter)) ** 0.5 if isinstance(owner, Switch) else std
                     std /= (2 * layers) ** 0.5 if RESIDUAL.fullmatch(full) else 1
                     std /= 2**0.5 if HEAD.fullmatch(full) else 1
                     # 32 bits, because a CPU's generator ignores any above

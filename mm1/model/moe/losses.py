@@ -71,7 +71,7 @@ class Balance(ABC):
 
     def summed(self, x: Tensor) -> Tensor:
         """Counts of a group, of all ranks where the group is global."""
-        return self.over_ranks(x) if self.group == "global" else x
+        return self.over_ranks(x.clone()) if self.group == "global" else x  # a sum over ranks may be made in place
 
 
 class LoadTimesShare(Balance):
