@@ -119,7 +119,7 @@ CLAIMS = {
                 balances,
             ),
             Tested(_router("noisy-top-k"), _EVEN, balances),
-            Tested(_router("loss-free"), _EVEN, balances),
+            Tested(_router("loss-free-bias"), _EVEN, balances),
             Tested(
                 Arm(
                     "capacity",
@@ -145,7 +145,7 @@ CLAIMS = {
     ),
     "heads": Claim(
         "MH-MoE brings a token to more experts than the plain layer at equal cost",
-        (Tested(PLAIN), Tested(_router("mh-moe"), f"more experts, FLOPs within {SAME_COST:.0%}", spreads)),
+        (Tested(PLAIN), Tested(_router("mh-moe-v2"), f"more experts, FLOPs within {SAME_COST:.0%}", spreads)),
         ("visited", "used", "flops_per_position", "loss"),
     ),
 }

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from mm1.errors import UserError
-from mm1.runs import Run
+from mm1.runs import DEAD, Run
 from mm1.study.compare import Trained
 
 END = 0.2  # of the steps
-DEAD = 0.01  # of an even share: what gets less is dead
 
 
 @dataclass(frozen=True)
