@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from mm1.errors import UserError, at_least
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import MoE
+from mm1.model.moe.routers import Topology
 from mm1.train.exchange import Exchange
 
 if TYPE_CHECKING:  # the benchmark of layers has no encoders installed
@@ -108,6 +109,8 @@ def _spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
     for layer in layers:
         _part(layer.experts, mesh)
         layer.dispatch = Exchange(mesh[EXPERTS].get_group())
+        if isinstance(layer.router, Topology):
+            layer.router.home = mesh[EXPERTS].get_local_rank() * layer.router.nodes // mesh[EXPERTS].size()
         if mesh.size() > mesh[EXPERTS].size():
             _fully_shard(layer.experts, _data(mesh, REST), shard_placement_fn=lambda _: Shard(1))
         else:

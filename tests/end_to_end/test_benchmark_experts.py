@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+START = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SMALL = {"count": 4, "width": 16, "ffn_width": 24, "tokens": 32, "repeats": 1}
 
 
@@ -18,8 +19,7 @@ SMALL = {"count": 4, "width": 16, "ffn_width": 24, "tokens": 32, "repeats": 1}
 def test_two_ranks_are_timed_beside_one(tmp_path: Path) -> None:
     options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + ["scripts/benchmark.py", "experts", *options, "--results", str(tmp_path)],
+        [*START, "scripts/benchmark.py", "experts", *options, "--results", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=True,

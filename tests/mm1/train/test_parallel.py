@@ -43,6 +43,8 @@ def _rank(
         dist.init_process_group("gloo")
     try:
         work(rank, *arguments)
+        if dist.is_initialized():
+            dist.barrier()  # so that none goes while another still looks for it
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

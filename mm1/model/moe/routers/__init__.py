@@ -11,6 +11,7 @@ from mm1.model.moe.routers.sigmoid import Sigmoid
 from mm1.model.moe.routers.st_moe import STMoE
 from mm1.model.moe.routers.switch import Switch
 from mm1.model.moe.routers.top_k import TopK
+from mm1.model.moe.routers.topology import Topology
 
 __all__ = [
     "ByTask",
@@ -24,4 +25,5 @@ __all__ = [
     "Sigmoid",
     "Switch",
     "TopK",
+    "Topology",
 ]
