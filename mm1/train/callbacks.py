@@ -25,6 +25,7 @@ from mm1.model.mm1 import MM1
 from mm1.runs import Run
 from mm1.train.metrics import Metrics
 from mm1.train.module import Objective
+from mm1.train.strategy import Sharded
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,18 @@ class Evaluate(AfterSteps):
     def __init__(self, evaluator: Evaluator, every_n_steps: int = 1000) -> None:
         at_least(1, {"every_n_steps": every_n_steps})
         self.evaluator, self.every_n_steps = evaluator, every_n_steps
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Refuse what would wait for ever: one rank evaluates, which has only its part of a sharded model.
+
+        Raises:
+            UserError: The strategy shards the model.
+        """
+        if isinstance(trainer.strategy, Sharded):
+            raise UserError(
+                "trainer.callbacks has Evaluate, which needs the whole model on one rank, and trainer.strategy shards "
+                "it; expected one of them: evaluate checkpoints with mm1-eval"
+            )
 
     def after_step(self, trainer: lightning.Trainer, module: Objective, step: int, last: bool) -> None:
         """Evaluate, when it is time."""
