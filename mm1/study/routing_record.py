@@ -22,7 +22,7 @@ from mm1.data.streams import HeldOut
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.model.mm1 import MM1
-from mm1.model.moe.layer import Mixture
+from mm1.model.moe.layer import Mixture, MoE
 from mm1.model.moe.routers import Router
 from mm1.model.moe.routing import Places, Routing
 
@@ -91,9 +91,15 @@ class Recorder:
         self.hooks = [router.register_forward_hook(self._hook(layer)) for layer, router in self.routers.items()]
 
     def _hook(self, layer: int) -> Any:
+        mixture = self.model.decoder.layers[layer].ffn
+        assert isinstance(mixture, Mixture)
+        capacity = next((module.capacity for module in mixture.modules() if isinstance(module, MoE)), None)
+
         def look(router: torch.nn.Module, given: tuple[torch.Tensor, Places], routing: Routing) -> None:
             shares_SE = routing.shares_BTE.flatten(0, -2)
-            self.seen[layer] = routing.choice.hot(len(shares_SE), shares_SE.shape[-1]), shares_SE
+            experts = shares_SE.shape[-1]
+            choice = capacity(routing, given[1], experts, False) if capacity else routing.choice
+            self.seen[layer] = choice.hot(len(shares_SE), experts), shares_SE
 
         return look
 

@@ -16,22 +16,24 @@ import torch
 from PIL import Image
 
 import mm1
-from mm1.batch import IMAGE
+from mm1.batch import IGNORE, IMAGE, Batch
 from mm1.errors import UserError
+from mm1.model.build import build
 from mm1.runs import Run
 from mm1.study.__main__ import main
 from mm1.study.routing import routing
 from mm1.study.routing_found import apart, different, experts, findings, loads, pairs, saturation
 from mm1.study.routing_plots import cells, palette
-from mm1.study.routing_record import Recorded, Recorder, held_out
+from mm1.study.routing_record import Recorded, Recorder, held_out, routers_of
 from tests.conftest import IMAGE_TOKENS, ROW_TOKENS, fit, run_config
 
 DATA: dict[str, Any] = {"row_tokens": ROW_TOKENS, "images_per_row": 5, "weights": None}
+ABLATIONS = Path(__file__).resolve().parents[3] / "configs" / "ablations"
 PLAIN = "mm1.model.moe.layer.MoE"
 
 
 def train(corpus: Path, folder: Path, moe: dict[str, Any] | None) -> Run:
-    config = run_config(corpus, max_steps=6, log_every_n_steps=2)
+    config = run_config(corpus, max_steps=4, log_every_n_steps=2)
     config["model"]["model"]["init_args"]["decoder"]["init_args"]["moe"] = moe
     return fit(folder, config)
 
@@ -186,3 +188,28 @@ def test_what_a_user_gets_wrong_is_one_sentence(
         assert told in str(error.value)
     routing(plain.folder, corpus=other, rows=2, out=tmp_path / "page.html")
     assert "source “" not in (tmp_path / "page.html").read_text(), "one source is not split"
+
+
+@pytest.mark.parametrize("path", sorted(ABLATIONS.glob("router-*.yaml")), ids=lambda path: path.stem)
+def test_every_router_can_be_looked_into(path: Path) -> None:
+    model = build(path, device="cpu").eval()
+    model.init_weights(seed=0)
+    router = next(iter(routers_of(model).values()))
+    sources = getattr(router, "tasks", ("captions", "text"))
+    tokens_BT = torch.arange(64).view(2, 32) + 9
+    tokens_BT[0, 3 : 3 + model.connector.tokens] = IMAGE
+    segments_BT = torch.ones_like(tokens_BT)
+    segments_BT[1, 20:] = 0
+    sources_BT = torch.arange(2).unsqueeze(1).expand(2, 32).contiguous()
+    side = model.vision.image_px
+    images = torch.randint(0, 255, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rest = torch.arange(32).expand(2, 32), sources_BT, images, tuple(sources)
+    batch = Batch(tokens_BT, torch.full_like(tokens_BT, IGNORE), segments_BT, *rest)
+    recorded = Recorder(model)([batch])
+    with torch.inference_mode():
+        stats = model(batch).router
+    counted = np.stack([hot_MPE.sum((0, 1)) for hot_MPE in recorded.hot_MPE])
+    np.testing.assert_array_equal(counted, stats.load_LE.numpy())
+    assert len(recorded.tokens_M) == 32 + 20
+    assert len(recorded.pictures) == 1
+    assert recorded.pictures[0].first == 3
