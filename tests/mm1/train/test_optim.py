@@ -133,3 +133,22 @@ def test_a_part_may_stand_still_at_first(model: MM1) -> None:
 def test_a_start_before_the_first_step_is_refused(model: MM1) -> None:
     with pytest.raises(UserError, match=r"start_step is -1; expected"):
         AdamW(parts={"decoder": PartRule(start_step=-1)})(model, 10)
+
+
+EXPERTS = "decoder.*.ffn.experts.*"
+ROUTER = "decoder.*.ffn.router.*"
+
+
+@pytest.mark.parametrize(
+    ("rules", "learns"),
+    [
+        ({EXPERTS: True}, lambda name: ".experts." not in name),  # ST-MoE: all but the experts, as good as all
+        ({"*": True, EXPERTS: False}, lambda name: ".experts." in name),  # only the experts, which it found far worse
+        ({EXPERTS: True, ROUTER: True}, lambda name: ".experts." not in name and ".router." not in name),  # X-MoE
+    ],
+)
+def test_fine_tuning_can_spare_or_choose_the_experts(model: MM1, rules, learns) -> None:
+    AdamW(parts={pattern: PartRule(frozen=frozen) for pattern, frozen in rules.items()}).freeze(model)
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert found == {name for name, _ in model.named_parameters() if learns(name)}
+    assert 0 < len(found) < len(list(model.parameters()))
