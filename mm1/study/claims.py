@@ -293,6 +293,7 @@ def draw(lines: dict[str, list[Line]], path: Path) -> None:
             for bound in bounds.get(name, ()):
                 panel.axvline(bound, color=COLOURS["muted"], linewidth=0.8, linestyle="--")
             panel.grid(True, axis="x")
+            panel.set_xlim(left=0)
             panel.set_yticks(range(len(arms)), arms, color=COLOURS["ink"])
             panel.set_ylim(len(arms) - 0.5, -0.5)
             panel.set_title(f"{HEADS[key]}: {verdict(of)}", loc="left", fontsize=8, color=COLOURS["muted"])

@@ -206,6 +206,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     panel.plot(x, at, "o", markersize=4.5, color=COLOURS["b" if row.looks_ahead else "a"])
             panel.set_title(name, loc="left", fontsize=8, color=COLOURS["muted"])
             panel.locator_params(axis="x", nbins=4)
+            if name != "held-out loss":  # whose zero is out of sight
+                panel.set_xlim(left=0)
         panels[0].set_yticks(range(len(rows)), [row.name for row in rows], color=COLOURS["ink"])
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         figure.savefig(path, dpi=160, facecolor=COLOURS["paper"])
