@@ -124,7 +124,7 @@ def _meaning(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What the arguments make a decoder compute: defaults spelled out, what only training sees left out."""
     said = dict(arguments)
     layers = range(said["layers"])
-    for key in ("vocabulary", "checkpointing"):
+    for key in ("vocabulary", "dropout", "checkpointing"):
         said.pop(key)
     said["kv_heads"] = said["kv_heads"] or said["heads"]
     said["head_width"] = said["head_width"] or said["width"] // said["heads"]

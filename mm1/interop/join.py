@@ -30,7 +30,7 @@ MULTIPLE = 64  # matrix products are fast at multiples of it
 NOISE = 0.01  # of the embedding's own spread
 ROWS = ("embedding.weight", "head.weight")
 SOURCES = ("weights", "tag", "pretrained")  # settings of an encoder that name published weights
-KEPT = ("checkpointing",)  # settings of the YAML's decoder that change no number
+KEPT = ("dropout", "checkpointing")  # settings of the YAML's decoder that training alone sees
 
 
 def join(

@@ -50,8 +50,10 @@ class Layer(nn.Module):
         ffn: SwiGLU | Mixture,
         norm_eps: float,
         norm_place: Literal["before", "after"] = "before",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.before = norm_place == "before"
         self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
         self.attention = attention
@@ -70,10 +72,10 @@ class Layer(nn.Module):
         """One layer; the second value is the router's, None where the feed-forward is dense."""
         read_BTD = self.attention_norm(x_BTD) if self.before else x_BTD
         y_BTD = self.attention(read_BTD, rotation, mask, cache, layer)
-        x_BTD = x_BTD + (y_BTD if self.before else self.attention_norm(y_BTD.to(x_BTD.dtype)))
+        x_BTD = x_BTD + self.dropout(y_BTD if self.before else self.attention_norm(y_BTD.to(x_BTD.dtype)))
         read_BTD = self.ffn_norm(x_BTD) if self.before else x_BTD
         y_BTD, stats = self.ffn(read_BTD, places) if isinstance(self.ffn, Mixture) else (self.ffn(read_BTD), None)
-        return x_BTD + (y_BTD if self.before else self.ffn_norm(y_BTD.to(x_BTD.dtype))), stats
+        return x_BTD + self.dropout(y_BTD if self.before else self.ffn_norm(y_BTD.to(x_BTD.dtype))), stats
 
 
 class Decoder(nn.Module):
@@ -100,6 +102,7 @@ class Decoder(nn.Module):
         rope_base: Base of the rotary angles, stretched or not.
         norm_place: Whether a branch reads a normalised copy, or its answer is normalised (``after``: OLMo 2).
         norm_eps: Epsilon of RMSNorm.
+        dropout: Share of each branch's answer that training sets to zero; experts have their own (``expert_dropout``).
         checkpointing: Recompute layers in the backward pass instead of keeping their activations.
     """
 
@@ -126,11 +129,14 @@ class Decoder(nn.Module):
         rope_base: float = 10000.0,
         norm_place: Literal["before", "after"] = "before",
         norm_eps: float = 1e-5,
+        dropout: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads, "ffn_width": ffn_width}
         at_least(1, {f"{ARGS}.{name}": size for name, size in sizes.items()})
+        if not 0 <= dropout < 1:
+            raise UserError(f"{ARGS}.dropout is {dropout}; expected at least 0 and less than 1")
         if clip_qkv is not None and not clip_qkv > 0:
             raise UserError(f"{ARGS}.clip_qkv is {clip_qkv}; expected a number above 0, or null")
         self.vocabulary, self.width, self.heads, self.ffn_width = vocabulary, width, heads, ffn_width
@@ -153,7 +159,7 @@ class Decoder(nn.Module):
 
         def layer(index: int) -> Layer:
             ffn = moe(width, ffn_width) if moe and index in sparse else SwiGLU(width, ffn_width)
-            return Layer(width, attention(), ffn, norm_eps, norm_place)
+            return Layer(width, attention(), ffn, norm_eps, norm_place, dropout)
 
         self.embedding = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(layer(index) for index in range(layers))

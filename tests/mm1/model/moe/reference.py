@@ -27,6 +27,7 @@ OPTIONS: dict[type[Router], list[dict[str, Any]]] = {
     routers.Sigmoid: [{}, {"groups": 2}],
     routers.Switch: [{"jitter": 0.2}],
     routers.TopK: [{}, {"renormalise": False}],
+    routers.Topology: [{}],
 }
 TOP_K: dict[type[Router], int] = {routers.Switch: 1}  # 2 for the others
 

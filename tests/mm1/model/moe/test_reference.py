@@ -7,7 +7,7 @@ from torch.nn.functional import linear, silu
 
 from mm1.model.moe.capacity import Capacity
 from mm1.model.moe.losses import ImportanceAndLoad, LoadTimesShare
-from mm1.model.moe.routers import ExpertChoice, GShard, STMoE, TopK
+from mm1.model.moe.routers import ExpertChoice, GShard, STMoE, TopK, Topology
 from mm1.model.moe.routing import Places
 from tests.mm1.model.moe.reference import OPTIONS, answer, concrete, moe, text, tokens
 
@@ -105,9 +105,9 @@ def test_all_experts_are_the_soft_mixture_of_1991(kind):
     assert torch.allclose(layer(x, text(2, 5))[0], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in concrete() if kind not in (GShard, STMoE)])
+@pytest.mark.parametrize("kind", [kind for kind in concrete() if kind not in (GShard, STMoE, Topology)])
 def test_one_expert_is_the_dense_layer(kind):
-    """GShard's and ST-MoE's routers need two."""
+    """The others need two."""
     layer = moe(kind, experts=1, top_k=1, router=OPTIONS[kind][0], dtype=torch.float64).eval()
     x = tokens(2, 5, dtype=torch.float64)
     gate, up = linear(x, layer.experts.gate_up[0]).chunk(2, -1)
