@@ -18,8 +18,9 @@ from mm1.model.moe.experts import Experts
 from mm1.model.moe.routers import Router, Switch
 
 SMALL = 0.02
+# what is within an MH-MoE (inner) ends at its merge layer, not at the residual
 RESIDUAL = re.compile(
-    r"decoder\.layers\.\d+\.(attention\.o\.weight|ffn\.(\w+\.)*(down\.weight|experts\.down|merge\.weight))"
+    r"decoder\.layers\.\d+\.(attention\.o\.weight|ffn\.((?!inner\.)\w+\.)*(down\.weight|experts\.down|merge\.weight))"
 )
 HEAD = re.compile(r".*\.ffn\.(\w+\.)*head\.weight")
 ZERO = re.compile(r"(.*\.)?(in_proj_)?bias")

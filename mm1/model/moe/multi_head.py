@@ -77,27 +77,27 @@ class MultiHeadMoE(Mixture):
             inner_width, experts = equal_flops(width, inner_width, experts, visited, heads, wanted, multiple)
             visited = wanted
         make = cast(Callable[..., MoE], moe)
-        self.moe = make(width // heads, inner_width, experts=experts, top_k=visited, expert_width=None)
+        self.inner = make(width // heads, inner_width, experts=experts, top_k=visited, expert_width=None)
 
     def forward(self, x_BTD: Tensor, places: Places) -> tuple[Tensor, RouterStats]:
         """The layer's output and what the router did with the sub-tokens."""
         rows, positions, _ = x_BTD.shape
         sub_tokens = self.head(x_BTD).view(rows, positions * self.heads, -1)
-        answers, stats = self.moe(sub_tokens, places.split(self.heads))
+        answers, stats = self.inner(sub_tokens, places.split(self.heads))
         losses = {name: getattr(stats, name) / self.heads for name in ("loss", "balance", "z")}
         return self.merge(answers.view(rows, positions, -1)), replace(stats, **losses)
 
     @property
     def idle(self) -> int:
         """Parameters of the experts that no sub-token visits, if they all visit others."""
-        experts = self.moe.experts
+        experts = self.inner.experts
         one = sum(parameter.numel() for parameter in experts.parameters()) // experts.count
-        return one * max(0, experts.count - self.heads * self.moe.router.top_k)
+        return one * max(0, experts.count - self.heads * self.inner.router.top_k)
 
     @property
     def multiplied(self) -> int:
         """Both layers, and everything within once for each sub-token."""
-        return self.head.weight.numel() + self.merge.weight.numel() + self.heads * self.moe.multiplied
+        return self.head.weight.numel() + self.merge.weight.numel() + self.heads * self.inner.multiplied
 
 
 def equal_parameters(width: int, expert_width: int, experts: int, heads: int) -> int:

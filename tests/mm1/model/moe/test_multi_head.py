@@ -35,7 +35,7 @@ def numel(module):
 def test_one_head_between_identities_is_the_plain_mixture():
     plain = filled(MoE(24, 16, experts=4, top_k=2))
     layer = MultiHeadMoE(24, 16, moe=partial(MoE, experts=4, top_k=2), heads=1, match="none")
-    layer.moe.load_state_dict(plain.state_dict())
+    layer.inner.load_state_dict(plain.state_dict())
     with torch.no_grad():
         for square in (layer.head, layer.merge):
             square.weight.copy_(torch.eye(24))
@@ -52,7 +52,7 @@ def test_each_part_of_a_token_is_routed_for_itself():
     layer = filled(MultiHeadMoE(24, 16, moe=partial(MoE, experts=8, top_k=1), heads=3, match="none"))
     y, stats = layer(tokens(), TEXT)
     parts = layer.head(tokens()).unflatten(-1, (3, 8))
-    answers, _ = layer.moe(parts.flatten(0, 1), Places.of_text(torch.ones(20, 3, dtype=torch.bool)))
+    answers, _ = layer.inner(parts.flatten(0, 1), Places.of_text(torch.ones(20, 3, dtype=torch.bool)))
     assert torch.allclose(y, layer.merge(answers.view(2, 10, 24)), atol=1e-5)
     assert stats.load_LE.sum() == 20 * 3
     assert stats.together_LEE[0].diagonal().count_nonzero() > 3
@@ -60,7 +60,7 @@ def test_each_part_of_a_token_is_routed_for_itself():
 
 def test_losses_count_a_token_once_however_many_heads():
     layer = filled(MultiHeadMoE(24, 16, moe=partial(MoE, experts=8), heads=4, match="none"))
-    torch.nn.init.zeros_(layer.moe.router.weight)
+    torch.nn.init.zeros_(layer.inner.router.weight)
     _, stats = layer(tokens(), TEXT)
     assert torch.allclose(stats.balance / 20, torch.tensor(1.0))
     assert torch.allclose(stats.z / 20, torch.tensor(8.0).log() ** 2)
@@ -86,7 +86,7 @@ def test_the_first_version_has_the_parameters_of_the_plain_mixture(heads):
     with torch.device("meta"):
         plain, layer = make(96, 1), MultiHeadMoE(96, 1, moe=make, heads=heads, match="parameters")
     assert numel(layer) == pytest.approx(numel(plain), rel=0.01)
-    assert (layer.moe.experts.count, layer.moe.router.top_k) == (8, 2)
+    assert (layer.inner.experts.count, layer.inner.router.top_k) == (8, 2)
     assert layer.multiplied > 1.5 * plain.multiplied
 
 
@@ -97,10 +97,10 @@ def test_the_second_version_has_parameters_and_multiplications_of_the_plain_mixt
         plain, layer = make(768, 2048), MultiHeadMoE(768, 2048, moe=make, heads=heads, top_k=top_k)
     assert numel(layer) == pytest.approx(numel(plain), rel=0.01)
     assert layer.multiplied == pytest.approx(plain.multiplied, rel=0.01)
-    assert layer.moe.router.top_k == (top_k or heads)
-    visited = heads * layer.moe.router.top_k
-    one = numel(layer.moe.experts) // layer.moe.experts.count
-    assert layer.idle == one * (layer.moe.experts.count - visited)
+    assert layer.inner.router.top_k == (top_k or heads)
+    visited = heads * layer.inner.router.top_k
+    one = numel(layer.inner.experts) // layer.inner.experts.count
+    assert layer.idle == one * (layer.inner.experts.count - visited)
 
 
 def test_flops_equal_what_torch_counts(config, batch):
@@ -146,7 +146,7 @@ def test_init_fills_it_and_merge_is_an_output_onto_the_residual(config):
     layer = model.decoder.layers[1].ffn
     assert layer.merge.weight.std().item() == pytest.approx((64 * 2 * 2) ** -0.5, rel=0.05)
     assert layer.head.weight.std().item() == pytest.approx((64 * 2) ** -0.5, rel=0.05)
-    assert layer.moe.experts.down.std().item() == pytest.approx(48**-0.5, rel=0.05)
+    assert layer.inner.experts.down.std().item() == pytest.approx(48**-0.5, rel=0.05)
     assert layer.merge.bias.abs().max() == 0
 
 
