@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from mm1.errors import UserError, at_least
-from mm1.model.moe.routers.base import ARGS, Router, exact
+from mm1.model.moe.routers.base import ARGS, Router, exact, scores
 from mm1.model.moe.routing import Places, Routing, TokenChoice
 
 LEAST = 0.01  # a learned temperature may not come closer to zero (Tutel's clamp, which is on its inverse)
@@ -55,7 +55,7 @@ class Cosine(Router):
 
     def forward(self, x_BTD: Tensor, places: Places) -> Routing:
         """Route every position."""
-        tokens_BTS = normalize(linear(exact(x_BTD), exact(self.projection)), dim=-1)
+        tokens_BTS = normalize(scores(x_BTD, exact(self.projection)), dim=-1)
         cosines_BTE = self.standing(linear(tokens_BTS, normalize(exact(self.vectors), dim=-1)))
         logits_BTE = cosines_BTE / exact(self.temperature).clamp(min=LEAST)
         weights_MK, experts_MK = logits_BTE.softmax(-1).flatten(0, 1).topk(self.top_k)

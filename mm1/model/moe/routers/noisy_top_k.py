@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import softplus
 
 from mm1.errors import at_least
-from mm1.model.moe.routers.base import ARGS, LinearRouter, exact
+from mm1.model.moe.routers.base import ARGS, LinearRouter, exact, scores
 from mm1.model.moe.routing import Places, Routing, TokenChoice
 
 
@@ -22,7 +22,7 @@ class NoisyTopK(LinearRouter):
         width: Width D of what is routed.
         experts: Experts E.
         top_k: Experts that a token visits.
-        least_noise: Added to the noise's width, as the paper's own code does, so that no chance becomes a step.
+        least_noise: Added to the noise's width, as fastmoe does, so that no chance becomes a step.
     """
 
     noisy = True
@@ -42,7 +42,7 @@ class NoisyTopK(LinearRouter):
     def forward(self, x_BTD: Tensor, places: Places) -> Routing:
         """Route every position; the shares are zero where a token does not go (G of the paper)."""
         clean_BTE = self.logits(x_BTD)
-        std_BTE = softplus(linear(exact(x_BTD), exact(self.noise))) + self.least_noise
+        std_BTE = softplus(scores(x_BTD, exact(self.noise))) + self.least_noise
         noisy_BTE = clean_BTE + torch.randn_like(std_BTE) * std_BTE if self.training else clean_BTE
         best_BTK, experts_BTK = noisy_BTE.topk(self.top_k)
         weights_BTK = best_BTK.softmax(-1)

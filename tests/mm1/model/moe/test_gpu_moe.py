@@ -12,12 +12,20 @@ from mm1.model.moe.kernels import mixed_linear
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.routers import Switch
 from mm1.model.moe.routing import Places
+from tests.mm1.model.moe.reference import OPTIONS, concrete, moe, tokens
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 WIDTH, FFN, EXPERTS = 128, 192, 8
+WAYS = [
+    {},
+    {"top_k": 1, "router": partial(Switch, jitter=0.0)},
+    {"top_k": 5},
+    {"capacity": Capacity(1.0)},
+    {"capacity": Capacity(1.0, pad=True)},
+]
 
 
 def pair(tokens=(2, 700), **options):
@@ -68,7 +76,7 @@ def test_scores_are_as_exact_as_in_fp32():
     assert errors[2] < 3e-3  # in bf16
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 1, "router": partial(Switch, jitter=0.0)}, {"top_k": 5}, {"capacity": Capacity(1.0)}])
+@pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_fast_path_computes_what_the_loop_does(options, compiled):
     slow, fast, x, grad, places, places_gpu = pair(**options)
@@ -109,6 +117,26 @@ def test_a_step_never_waits_for_the_gpu(options):
         run(fast, x, grad, places)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", concrete())
+def test_no_router_waits_for_the_gpu(kind):
+    for options in OPTIONS.get(kind, [{}]):
+        router = moe(kind, router=options).router.cuda()
+        x = tokens(2, 6, router.width).cuda().requires_grad_()
+        places = Places.of_text(torch.ones(2, 6, dtype=torch.bool, device="cuda"))
+
+        def step(router=router, x=x, places=places):
+            routing = router(x, places)
+            rows = routing.choice.rows(router.experts)
+            (rows.weights_R.square().sum() + routing.logits_BTE.square().sum()).backward()
+
+        step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_recomputing_a_layer_gives_the_same_gradients():
