@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mm1.model.moe.dispatch import LocalDispatch
+from mm1.model.moe.dispatch import Dispatch, LocalDispatch
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.routing import Choice, ExpertChoice, TokenChoice
-from mm1.train.exchange import Exchange
+from mm1.train.exchange import Exchange, Overlapped
 from tests.mm1.train.test_parallel import on_ranks
 
 EXPERTS, WIDTH = 4, 8
@@ -54,7 +56,18 @@ def experts() -> Experts:
     return layer
 
 
-def compare(rank: int, choose: Callable[[Tensor], Choice], tokens: tuple[int, ...]) -> None:
+def in_two(group: dist.ProcessGroup) -> Dispatch:
+    return Overlapped(group)
+
+
+def in_three(group: dist.ProcessGroup) -> Dispatch:
+    return Overlapped(group, parts=3)
+
+
+Make = Callable[[dist.ProcessGroup], Dispatch]
+
+
+def compare(rank: int, make: Make, choose: Callable[[Tensor], Choice], tokens: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(1)
     inputs = [torch.randn(count, WIDTH, dtype=torch.float64, generator=generator) for count in tokens]
     whole, part = experts(), experts()
@@ -69,7 +82,7 @@ def compare(rank: int, choose: Callable[[Tensor], Choice], tokens: tuple[int, ..
         if number == rank:
             x_grad, y_MD = mine.grad, expected_MD
     x_MD = inputs[rank].requires_grad_()
-    found_MD = Exchange(dist.group.WORLD)(x_MD, choose(x_MD).rows(EXPERTS), part)
+    found_MD = make(dist.group.WORLD)(x_MD, choose(x_MD).rows(EXPERTS), part)
     found_MD.square().sum().backward()
     torch.testing.assert_close(found_MD, y_MD)
     torch.testing.assert_close(x_MD.grad, x_grad)
@@ -79,15 +92,53 @@ def compare(rank: int, choose: Callable[[Tensor], Choice], tokens: tuple[int, ..
 
 
 @pytest.mark.parametrize(
-    ("choose", "tokens"),
+    ("make", "choose", "tokens"),
     [
-        (free, (6, 5)),
-        (free, (6, 0)),
-        (all_to_the_first, (6, 5)),
-        (with_capacity, (6, 8)),
-        (by_experts, (6, 4)),
-        (free, (3, 0, 7, 4)),
+        (Exchange, free, (6, 5)),
+        (Exchange, free, (6, 0)),
+        (Exchange, all_to_the_first, (6, 5)),
+        (Exchange, with_capacity, (6, 8)),
+        (Exchange, by_experts, (6, 4)),
+        (Exchange, free, (3, 0, 7, 4)),
+        (in_two, free, (6, 0)),
+        (in_two, all_to_the_first, (6, 5)),
+        (in_two, with_capacity, (6, 8)),
+        (in_two, by_experts, (6, 4)),
+        (in_three, free, (3, 0, 7, 1)),
     ],
 )
-def test_experts_of_several_ranks_are_those_of_one(choose: Callable[[Tensor], Choice], tokens: tuple[int, ...]) -> None:
-    on_ranks(len(tokens), compare, choose, tokens)
+def test_experts_of_several_ranks_are_those_of_one(
+    make: Make, choose: Callable[[Tensor], Choice], tokens: tuple[int, ...]
+) -> None:
+    on_ranks(len(tokens), compare, make, choose, tokens)
+
+
+def log_a_step(rank: int, found: Path) -> None:
+    log: list[str] = []
+    send = dist.all_to_all_single
+
+    def logged(*arguments: Any, **options: Any) -> Any:
+        log.append("send")
+        return send(*arguments, **options)
+
+    dist.all_to_all_single = logged
+    layer = Experts(WIDTH, 6, EXPERTS // 2)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.fill_(0.1)
+    layer.register_forward_hook(lambda *_: log.append("experts"))
+    layer.register_full_backward_hook(lambda *_: log.append("experts"))
+    x_MD = torch.randn(6, WIDTH, requires_grad=True)
+    y_MD = Overlapped(dist.group.WORLD)(x_MD, free(x_MD).rows(EXPERTS), layer)
+    log.append("backward")
+    y_MD.sum().backward()
+    if rank == 0:
+        found.write_text(" ".join(log))
+
+
+def test_a_part_is_computed_while_others_travel(tmp_path: Path) -> None:
+    """Forward: sizes; both parts, which are rows and weights; and answers, each when it is there. Backward likewise."""
+    on_ranks(2, log_a_step, tmp_path / "log")
+    forward, backward = (tmp_path / "log").read_text().split(" backward ")
+    assert forward == "send send send send send experts send experts send"
+    assert backward == "send send experts send send experts send send"
