@@ -203,7 +203,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             panel.grid(True, axis="both")
             for at, row in enumerate(rows):
                 if row.outcome and (x := value(row.outcome)) is not None:
-                    panel.plot(x, at, "o", markersize=4.5, color=COLOURS["b" if row.looks_ahead else "a"])
+                    panel.plot(
+                        x, at, "o", markersize=4.5, clip_on=False, color=COLOURS["b" if row.looks_ahead else "a"]
+                    )
             panel.set_title(name, loc="left", fontsize=8, color=COLOURS["muted"])
             panel.locator_params(axis="x", nbins=4)
             if name != "held-out loss":  # whose zero is out of sight

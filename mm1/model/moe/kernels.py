@@ -104,6 +104,7 @@ def _add(y_RD: Tensor, tokens_R: Tensor, rows_MK: Tensor) -> Tensor:
 
 @torch.library.custom_op("mm1::experts", mutates_args=())
 def _experts(x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    ends_E = ends_E.int()  # the compiler may have widened a constant
     pre_R2F = _product(x_RD, gate_up, ends_E, turned=True)
     return _product(_triton().swiglu(pre_R2F, weights_R), down, ends_E, turned=True), pre_R2F
 
@@ -112,7 +113,7 @@ def _experts(x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, gate_up: Tensor, d
 def _experts_backward(
     grad_RD: Tensor, x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, pre_R2F: Tensor, gate_up: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_RD = grad_RD.contiguous()
+    grad_RD, ends_E = grad_RD.contiguous(), ends_E.int()
     grad_hidden_RF = _product(grad_RD, down, ends_E, turned=False)
     grad_pre_R2F, grad_weights_R, hidden_RF = _triton().swiglu_backward(grad_hidden_RF, pre_R2F, weights_R)
     del grad_hidden_RF
