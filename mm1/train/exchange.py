@@ -20,15 +20,26 @@ the rows into parts and computes one while others travel (FasterMoE, section 4.2
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.kernels import add_rows, take_rows
 from mm1.model.moe.routing import Rows
+
+
+class Carrier(Protocol):
+    """Brings tensors from ranks to ranks and, the other way, their gradients."""
+
+    def leave(self, x: Tensor, out: bool) -> tuple[Tensor, list[Any]]:
+        """Send ``out``, or back; what will come, and the works to wait for."""
+
+    def arrive(self, y: Tensor, out: bool) -> Tensor:
+        """What came, as it is wanted here."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +83,12 @@ class Trip:
         order_X = expert_X.argsort(stable=True)
         return cls(group, sent, received, coming_NE.sum(0), order_X, _inverse(order_X))
 
-    def leave(self, x: Tensor, out: bool) -> tuple[Tensor, Any]:
-        """Send [R, ...] in the order of all experts ``out``, or [X, ...] back; what will come, and the work to wait for.
-
-        Back is also the way of the gradient of what went out, and the other way round.
-        """
+    def leave(self, x: Tensor, out: bool) -> tuple[Tensor, list[Any]]:
+        """Send [R, ...] in the order of all experts ``out``, or [X, ...] back."""
         x = x.contiguous() if out else x.index_select(0, self.inverse_X)
         sent, received = (self.sent, self.received) if out else (self.received, self.sent)
         y = x.new_empty(sum(received), *x.shape[1:])
-        return y, dist.all_to_all_single(y, x, received, sent, group=self.group, async_op=True)
+        return y, [dist.all_to_all_single(y, x, received, sent, group=self.group, async_op=True)]
 
     def arrive(self, y: Tensor, out: bool) -> Tensor:
         """What came, in the order of this rank's experts if it went ``out``."""
@@ -130,7 +138,8 @@ class Overlapped:
         sizes = [sum(trip.sent) for trip in trips]
         parts = zip(trips, take_rows(x_MD, rows).split(sizes), rows.weights_R.split(sizes), strict=True)
         there = [Leg(trip, True, x_RD, weights_R) for trip, x_RD, weights_R in parts]
-        back = [Leg(leg.trip, False, experts(*leg.arrive(), leg.trip.counts_E)) for leg in there]
+        met = zip(trips, there, strict=True)
+        back = [Leg(trip, False, experts(*leg.arrive(), trip.counts_E)) for trip, leg in met]
         return add_rows(torch.cat([y_RD for leg in back for y_RD in leg.arrive()]), rows, len(x_MD))
 
 
@@ -138,13 +147,13 @@ class Leg:
     """Tensors that left and have yet to arrive; so do their gradients, in the opposite order.
 
     Args:
-        trip: Whose rows they are.
-        out: Whether they go to their experts, or back.
+        carrier: Who brings them, such as a :class:`Trip`.
+        out: Whether they go out, to their experts, or back.
         parts: The tensors; together, so that gradients come back in the same order on all ranks.
     """
 
-    def __init__(self, trip: Trip, out: bool, *parts: Tensor) -> None:
-        self.trip, self._way = trip, _Way(trip, out)
+    def __init__(self, carrier: Carrier, out: bool, *parts: Tensor) -> None:
+        self._way = _Way(carrier, out)
         self._mark = _Leave.apply(self._way, *parts)
 
     def arrive(self) -> tuple[Tensor, ...]:
@@ -153,22 +162,22 @@ class Leg:
 
 
 class _Way:
-    """What is on the way, of which autograd sees an empty mark: it expects gradients as large as values, and sees no
-    work to wait for."""
+    """What is on the way; autograd sees an empty mark of it, for it takes gradients to be as large as values."""
 
-    def __init__(self, trip: Trip, out: bool) -> None:
-        self.trip, self.out = trip, out
-        self.coming: list[tuple[Tensor, Any]] = []
+    def __init__(self, carrier: Carrier, out: bool) -> None:
+        self.carrier, self.out = carrier, out
+        self.coming: list[tuple[Tensor, list[Any]]] = []
 
     def leave(self, parts: tuple[Tensor, ...], out: bool) -> Tensor:
-        self.coming = [self.trip.leave(part, out) for part in parts]
+        self.coming = [self.carrier.leave(part, out) for part in parts]
         return parts[0].new_empty(0)
 
     def arrive(self, out: bool) -> tuple[Tensor, ...]:
         coming, self.coming = self.coming, []
-        for _, work in coming:
-            work.wait()
-        return tuple(self.trip.arrive(part, out) for part, _ in coming)
+        for _, works in coming:
+            for work in works:
+                work.wait()
+        return tuple(self.carrier.arrive(part, out) for part, _ in coming)
 
 
 class _Leave(torch.autograd.Function):
@@ -209,6 +218,11 @@ def reordered(rows: Rows, order_R: Tensor) -> Rows:
 
 def _inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def on_host(sizes: Tensor) -> list[Any]:

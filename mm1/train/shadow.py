@@ -27,6 +27,19 @@ class Costs:
     move_s: float
     expert_s: float
 
+    @classmethod
+    def of(cls, width: int, ffn_width: int, *, flops_s: float = 4e14, bytes_s: float = 2e11) -> Costs:
+        """Of SwiGLU experts in two-byte numbers.
+
+        Args:
+            width: Of rows.
+            ffn_width: Inner width of an expert.
+            flops_s: Floating-point operations a second that its products reach.
+            bytes_s: Bytes a second from each rank to the others.
+        """
+        elements = 3 * width * ffn_width
+        return cls(2 * elements / flops_s, 2 * width / bytes_s, 2 * elements / bytes_s)
+
 
 def step_s(counts_NE: Sequence[Sequence[int]], hot: frozenset[int], costs: Costs) -> float:
     """Seconds of a layer's step, forward and backward.

@@ -40,18 +40,21 @@ class Experts(nn.Module):
             weights_R: The router's weight of each row.
             counts_E: int[E], summing to R.
         """
-        x_RD = lowered(x_RD)
-        if fits(x_RD, *self.down.shape[1:]) and not (self.dropout and self.training):
-            gate_up, down = self.gate_up.to(x_RD.dtype), self.down.to(x_RD.dtype)
-            return expert_rows(x_RD, weights_R, counts_E, gate_up, down)
-        return self._loop(x_RD, weights_R, counts_E)
+        return self.answers(x_RD, weights_R, counts_E, self.gate_up, self.down)
 
-    def _loop(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor) -> Tensor:
+    def answers(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """The same with the weights of other experts, any number of them."""
+        x_RD = lowered(x_RD)
+        if fits(x_RD, *down.shape[1:]) and not (self.dropout and self.training):
+            return expert_rows(x_RD, weights_R, counts_E, gate_up.to(x_RD.dtype), down.to(x_RD.dtype))
+        return self._loop(x_RD, weights_R, counts_E, gate_up, down)
+
+    def _loop(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         counts = counts_E.tolist()
         rows, weights = x_RD.split(counts), weights_R.split(counts)
         # unbind, not indexing: indexing's backward would fill a whole [E, ...] gradient once for every expert
-        parts = zip(rows, weights, self.gate_up.unbind(), self.down.unbind(), strict=True)
-        return torch.cat([linear(self._inner(linear(x, gate_up), w), down) for x, w, gate_up, down in parts])
+        parts = zip(rows, weights, gate_up.unbind(), down.unbind(), strict=True)
+        return torch.cat([linear(self._inner(linear(x, wide), w), narrow) for x, w, wide, narrow in parts])
 
     def _inner(self, gate_up_R2F: Tensor, weights_R: Tensor) -> Tensor:
         hidden_RF = dropout(gated(gate_up_R2F), self.dropout, self.training)

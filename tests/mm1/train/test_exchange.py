@@ -15,6 +15,8 @@ from mm1.model.moe.dispatch import Dispatch, LocalDispatch
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.routing import Choice, ExpertChoice, TokenChoice
 from mm1.train.exchange import Exchange, Overlapped
+from mm1.train.shadow import Costs
+from mm1.train.shadowed import Shadowed
 from tests.mm1.train.test_parallel import on_ranks
 
 EXPERTS, WIDTH = 4, 8
@@ -64,6 +66,16 @@ def in_three(group: dist.ProcessGroup) -> Dispatch:
     return Overlapped(group, parts=3)
 
 
+def some_shadowed(group: dist.ProcessGroup) -> Dispatch:
+    """One or two of four experts are brought to their tokens at this price."""
+    return Shadowed(group, Costs(row_s=1.0, move_s=1.0, expert_s=2.0))
+
+
+def all_shadowed(group: dist.ProcessGroup) -> Dispatch:
+    """Weights cost nothing, so that no row travels."""
+    return Shadowed(group, Costs(row_s=1.0, move_s=1.0, expert_s=0.0))
+
+
 Make = Callable[[dist.ProcessGroup], Dispatch]
 
 
@@ -82,7 +94,9 @@ def compare(rank: int, make: Make, choose: Callable[[Tensor], Choice], tokens: t
         if number == rank:
             x_grad, y_MD = mine.grad, expected_MD
     x_MD = inputs[rank].requires_grad_()
-    found_MD = make(dist.group.WORLD)(x_MD, choose(x_MD).rows(EXPERTS), part)
+    dispatch = make(dist.group.WORLD)
+    found_MD = dispatch(x_MD, choose(x_MD).rows(EXPERTS), part)
+    assert not isinstance(dispatch, Shadowed) or dispatch.hot
     found_MD.square().sum().backward()
     torch.testing.assert_close(found_MD, y_MD)
     torch.testing.assert_close(x_MD.grad, x_grad)
@@ -105,6 +119,11 @@ def compare(rank: int, make: Make, choose: Callable[[Tensor], Choice], tokens: t
         (in_two, with_capacity, (6, 8)),
         (in_two, by_experts, (6, 4)),
         (in_three, free, (3, 0, 7, 1)),
+        (all_shadowed, free, (6, 0)),
+        (some_shadowed, all_to_the_first, (6, 5)),
+        (some_shadowed, with_capacity, (6, 8)),
+        (all_shadowed, by_experts, (6, 4)),
+        (some_shadowed, free, (3, 0, 7, 4)),
     ],
 )
 def test_experts_of_several_ranks_are_those_of_one(
