@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,19 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mm1.errors import UserError, at_least
+from mm1.model.moe.dispatch import Dispatch
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.routers import Topology
-from mm1.train.exchange import Exchange
+from mm1.train.exchange import Exchange, Overlapped, local
+from mm1.train.shadow import Costs
+from mm1.train.shadowed import Shadowed
 
 if TYPE_CHECKING:  # the benchmark of layers has no encoders installed
     from mm1.model.mm1 import MM1
 
 ARGS = "trainer.strategy.init_args"
+Way = Literal["plain", "overlapped", "shadowed"]
 REPLICATE, SHARD, REST, EXPERTS = "replicate", "shard", "rest", "experts"
 
 
@@ -74,33 +78,34 @@ def meshes(device: str, ranks: int, *, replicate: int = 1, shard: int | None = N
     )
 
 
-def shard(model: MM1, on: Meshes) -> None:
+def shard(model: MM1, on: Meshes, way: Way = "plain") -> None:
     """Spread a model in place, once, empty (on the meta device) or filled alike on all ranks.
 
     Raises:
-        UserError: Experts that the axis does not divide.
+        UserError: Experts that the axis does not divide, or shadows of experts that are cut.
     """
     if isinstance(model, FSDPModule):
         return
-    spread(model, [*model.vision.blocks, model.vision, model.connector, *model.decoder.layers, model], on)
+    spread(model, [*model.vision.blocks, model.vision, model.connector, *model.decoder.layers, model], on, way)
     model.in_step = True
 
 
-def spread(model: nn.Module, units: Iterable[nn.Module], on: Meshes) -> None:
+def spread(model: nn.Module, units: Iterable[nn.Module], on: Meshes, way: Way = "plain") -> None:
     """Spread a model of any kind.
 
     Args:
         model: What holds layers with experts, among others.
         units: What is gathered and forgotten as one, inner ones first and ``model`` itself last.
         on: The ranks.
+        way: How rows meet their experts (:class:`mm1.train.strategy.Sharded`).
     """
-    apart = _spread_experts(model, on.sparse)
+    apart = _spread_experts(model, on.sparse, way)
     for unit in units:
         _fully_shard(unit, _data(on.dense, SHARD), ignored_params=apart)
     _place_on_loading(model)
 
 
-def _spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
+def _spread_experts(model: nn.Module, mesh: DeviceMesh, way: Way) -> set[nn.Parameter]:
     """Give each rank its part of the experts of every layer; the parameters that nothing else may cut further."""
     layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
     if mesh[EXPERTS].size() == 1:
@@ -108,7 +113,7 @@ def _spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
     apart: set[nn.Parameter] = set()
     for layer in layers:
         _part(layer.experts, mesh)
-        layer.dispatch = Exchange(mesh[EXPERTS].get_group())
+        layer.dispatch = _dispatch(layer.experts, mesh, way)
         if isinstance(layer.router, Topology):
             layer.router.home = mesh[EXPERTS].get_local_rank() * layer.router.nodes // mesh[EXPERTS].size()
         if mesh.size() > mesh[EXPERTS].size():
@@ -117,6 +122,20 @@ def _spread_experts(model: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
             apart |= {*layer.experts.parameters()}
         _read_locally(layer.experts)
     return apart
+
+
+def _dispatch(experts: Experts, mesh: DeviceMesh, way: Way) -> Dispatch:
+    group = mesh[EXPERTS].get_group()
+    if way == "plain":
+        return Exchange(group)
+    if way == "overlapped":
+        return Overlapped(group)
+    if mesh[REST].size() > 1:
+        raise UserError(
+            f"shadowed experts are cut by {mesh[REST].size()} ranks each; expected as many experts as ranks of shard "
+            f"({ARGS}.exchange)"
+        )
+    return Shadowed(group, Costs.of(*experts.down.shape[1:]))
 
 
 def _part(experts: Experts, mesh: DeviceMesh) -> None:
@@ -141,7 +160,7 @@ def _read_locally(experts: Experts) -> None:
 
     def enter(module: nn.Module, _: Any) -> None:
         # an attribute of the instance hides the parameter of that name; FSDP has put its gathered one there by now
-        vars(module).update({name: _local(weight) for name, weight in module.named_parameters(recurse=False)})
+        vars(module).update({name: local(weight) for name, weight in module.named_parameters(recurse=False)})
 
     def leave(module: nn.Module, *_: Any) -> None:
         for name, _weight in module.named_parameters(recurse=False):
@@ -161,10 +180,6 @@ def _fully_shard(unit: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
     sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def placed(whole: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a tensor that all ranks have, placed as ``like`` is; nothing is sent."""
     if not isinstance(like, DTensor) or isinstance(whole, DTensor):
@@ -180,7 +195,7 @@ def whole(parameter: Tensor) -> Iterator[Tensor]:
         return
     full = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     yield full
-    parameter.to_local().copy_(_local(placed(full, parameter)))
+    parameter.to_local().copy_(local(placed(full, parameter)))
 
 
 def _place_on_loading(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from mm1.errors import at_least
 from mm1.model.mm1 import MM1
-from mm1.train.parallel import ARGS, meshes, placed, shard, sum_gradients
+from mm1.train.parallel import ARGS, Way, meshes, placed, shard, sum_gradients
 
 
 class Sharded(ModelParallelStrategy):
@@ -34,13 +34,15 @@ class Sharded(ModelParallelStrategy):
         shard: Ranks that share one copy of the model, a multiple of ``experts``; all that ``replicate`` leaves, if not
             given.
         replicate: Copies of the model; more than one where machines are many and the network between them is slow.
+        exchange: Tokens travel all at once (``plain``), in two parts of which one is computed meanwhile
+            (``overlapped``), or stay where a hot expert comes to them (``shadowed``, with ``experts`` = ``shard``).
     """
 
-    def __init__(self, experts: int = 1, shard: int | None = None, replicate: int = 1) -> None:
+    def __init__(self, experts: int = 1, shard: int | None = None, replicate: int = 1, exchange: Way = "plain") -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
         sizes = {"experts": experts, "replicate": replicate} | ({} if shard is None else {"shard": shard})
         at_least(1, {f"{ARGS}.{name}": size for name, size in sizes.items()})
-        self.sizes = sizes
+        self.sizes, self.exchange = sizes, exchange
 
     def setup_environment(self) -> None:
         """Join the other ranks and agree on the meshes.
@@ -53,7 +55,7 @@ class Sharded(ModelParallelStrategy):
 
     def spread(self, model: MM1) -> None:
         """Keep this rank's part of a model that is empty, or filled alike on all ranks."""
-        shard(model, self.meshes)
+        shard(model, self.meshes, self.exchange)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:

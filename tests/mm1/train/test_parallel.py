@@ -19,7 +19,9 @@ from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import MoE
-from mm1.train.parallel import Meshes, clip_gradients, meshes, shard, sum_gradients, whole
+from mm1.train.parallel import Meshes, Way, clip_gradients, meshes, shard, sum_gradients, whole
+from mm1.train.shadow import Costs
+from mm1.train.shadowed import Shadowed
 from tests.conftest import IMAGE_PX, VOCABULARY, tiny_model
 
 POSITIONS = 12
@@ -69,13 +71,13 @@ def part_of(batch: Batch, rank: int, ranks: int) -> Batch:
     return batch._map(lambda tensor: tensor.chunk(ranks)[rank] if len(tensor) else tensor)
 
 
-def model_of(on: Meshes | None = None, **moe: Any) -> MM1:
+def model_of(on: Meshes | None = None, way: Way = "plain", **moe: Any) -> MM1:
     """A tiny model with the first values of seed 0, spread over ranks if they are given."""
     tree = tiny_model(experts=4)
     tree["init_args"]["decoder"]["init_args"]["moe"]["init_args"] |= moe
     model = build(tree)
     if on is not None:
-        shard(model, on)
+        shard(model, on, way)
     model.to_empty(device="cpu")
     model.init_weights(0, whole)
     return model
@@ -111,11 +113,16 @@ def trained(model: MM1, batch: Batch, share: float, micro_batches: int = 1, step
     return found | {"weights": gathered({name: p.detach() for name, p in model.named_parameters()})}
 
 
-def compare(rank: int, ranks: int, sizes: dict[str, int], micro_batches: int, path: Path) -> None:
+def compare(rank: int, ranks: int, sizes: dict[str, int], micro_batches: int, path: Path, way: Way) -> None:
     expected = torch.load(path)
-    model = model_of(meshes("cpu", ranks, **sizes))
+    model = model_of(meshes("cpu", ranks, **sizes), way)
+    shadowed = [part.dispatch for part in model.modules() if isinstance(part, MoE) and way == "shadowed"]
+    for dispatch in shadowed:
+        assert isinstance(dispatch, Shadowed)
+        dispatch.costs = Costs(row_s=1.0, move_s=1.0, expert_s=0.0)  # in a model this small none would be worth it
     found = trained(model, part_of(rows_of_text(8), rank, ranks), 1 / ranks, micro_batches)
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-5)
+    assert all(dispatch.hot for dispatch in shadowed)
     for kind in ("gradients", "weights"):
         assert found[kind].keys() == expected[kind].keys()
         for name, tensor in expected[kind].items():
@@ -136,7 +143,7 @@ def compare(rank: int, ranks: int, sizes: dict[str, int], micro_batches: int, pa
 )
 def test_steps_are_those_of_one_process(tmp_path: Path, ranks: int, sizes: dict[str, int], micro_batches: int) -> None:
     torch.save(trained(model_of(), rows_of_text(8), 1.0), tmp_path / "one.pt")
-    on_ranks(ranks, compare, ranks, sizes, micro_batches, tmp_path / "one.pt")
+    on_ranks(ranks, compare, ranks, sizes, micro_batches, tmp_path / "one.pt", "plain")
 
 
 def global_balance(rank: int, path: Path) -> None:
@@ -174,6 +181,24 @@ def sum_at_last(rank: int) -> None:
 
 def test_only_the_last_micro_batch_adds_up_ranks() -> None:
     on_ranks(2, sum_at_last)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "way"), [(2, "shadowed"), (4, "overlapped"), pytest.param(2, "overlapped", marks=pytest.mark.slow)]
+)
+def test_steps_are_the_same_however_rows_meet_their_experts(tmp_path: Path, ranks: int, way: Way) -> None:
+    """On four ranks two hold slices of the same experts, which FSDP gathers for both parts."""
+    torch.save(trained(model_of(), rows_of_text(8), 1.0), tmp_path / "one.pt")
+    on_ranks(ranks, compare, ranks, {"experts": 2}, 2, tmp_path / "one.pt", way)
+
+
+def test_shadows_of_experts_that_are_cut_are_told() -> None:
+    on_ranks(4, refused_shadows)
+
+
+def refused_shadows(rank: int) -> None:
+    with pytest.raises(UserError, match="shadowed experts are cut by 2 ranks each"):
+        shard(build(tiny_model(experts=4)), meshes("cpu", 4, experts=2), "shadowed")
 
 
 def test_experts_that_ranks_do_not_divide_are_told() -> None:

@@ -31,6 +31,15 @@ def test_the_time_of_a_step_by_hand() -> None:
     assert worth_shadowing(rows, costs) == {0}
 
 
+@pytest.mark.parametrize("skew", [0.5, 2.0])
+def test_as_many_of_the_most_visited_as_make_the_step_shortest(skew: float) -> None:
+    rows = counts(skew, 7)
+    loads = [sum(column) for column in zip(*rows, strict=True)]
+    order = sorted(range(EXPERTS), key=lambda expert: -loads[expert])
+    tried = [frozenset(order[:size]) for size in range(EXPERTS + 1)]
+    assert worth_shadowing(rows, COSTS) == min(tried, key=lambda hot: step_s(rows, hot, COSTS))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_balanced_experts_stay(seed: int) -> None:
     assert worth_shadowing(counts(0.0, seed), COSTS) == frozenset()
