@@ -5,6 +5,7 @@
     python scripts/benchmark.py moe                # a sparse layer, needs a GPU
     python scripts/benchmark.py moe_kernels        # its pieces beside torch's operators, needs a GPU
     python scripts/benchmark.py decoder            # a step of a sparse decoder beside its dense twin, needs a GPU
+    python scripts/benchmark.py train              # a whole training step beside its peer, needs a GPU
     torchrun --nproc_per_node 2 scripts/benchmark.py experts    # sparse layers whose experts GPUs share
 
 docs/benchmarks says what the figures mean. Every command appends rows to a CSV file there, with machine and date.
@@ -24,6 +25,7 @@ from benchmarks.moe import moe  # noqa: E402
 from benchmarks.moe_kernels import moe_kernels  # noqa: E402
 from benchmarks.pipeline import pipeline  # noqa: E402
 from benchmarks.sparse_decoder import decoder  # noqa: E402
+from benchmarks.train import train  # noqa: E402
 
 from mm1.errors import door, underscored  # noqa: E402
 
@@ -39,6 +41,7 @@ def main() -> None:
         "moe_kernels": moe_kernels,
         "decoder": decoder,
         "experts": experts,
+        "train": train,
     }
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
 

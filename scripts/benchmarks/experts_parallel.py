@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,10 +17,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.moe import Skewed
 from mm1.errors import UserError, at_least
 from mm1.model.moe.layer import MoE
-from mm1.model.moe.routing import Places
-from mm1.train.parallel import Meshes, meshes, spread, whole
+from mm1.model.moe.routers import TopK
+from mm1.model.moe.routing import Places, Routing
+from mm1.train.parallel import Meshes, Way, meshes, spread, whole
 
 LAYERS, WARM_UP = 2, 5
 
@@ -33,9 +36,11 @@ class Shape:
     width: int
     ffn_width: int
     tokens: int
+    skew: float
 
     def __str__(self) -> str:
-        return f"E{self.experts} k{self.top_k} d{self.width} f{self.ffn_width}, {self.tokens:,} tokens a GPU"
+        skewed = f", busiest expert {self.skew:g} times the mean" if self.skew else ""
+        return f"E{self.experts} k{self.top_k} d{self.width} f{self.ffn_width}, {self.tokens:,} tokens a GPU{skewed}"
 
 
 def experts(
@@ -45,6 +50,8 @@ def experts(
     width: int = 2560,
     ffn_width: int = 6912,
     tokens: int = 16384,
+    dispatch: Way = "plain",
+    skew: float = 0.0,
     repeats: int = 20,
     results: Path = RESULTS,
     note: str = "",
@@ -52,6 +59,7 @@ def experts(
     """Time forward and backward of two sparse layers: experts on one GPU, and shared by all that torchrun started.
 
         torchrun --nproc_per_node 2 scripts/benchmark.py experts
+        torchrun --nproc_per_node 2 scripts/benchmark.py experts --dispatch shadowed --skew 4
 
     Args:
         count: Experts of a layer.
@@ -59,6 +67,8 @@ def experts(
         width: Width of the layers.
         ffn_width: Inner width of an expert.
         tokens: Tokens of each GPU.
+        dispatch: How shared experts meet their tokens.
+        skew: Load of the busiest expert over the mean; as it comes at 0.
         repeats: Timed steps; the median counts.
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
@@ -68,15 +78,15 @@ def experts(
         raise UserError("no ranks to share experts; expected torchrun --nproc_per_node 2 scripts/benchmark.py experts")
     device = _join()
     try:
-        shape = Shape(count, top_k, width, ffn_width, tokens)
-        rows = _compare(shape, device, repeats, note)
+        shape = Shape(count, top_k, width, ffn_width, tokens, skew)
+        rows = _compare(shape, device, dispatch, repeats, note)
         if dist.get_rank() == 0:
             print(append(results / "experts.csv", rows))
     finally:
         dist.destroy_process_group()
 
 
-def _compare(shape: Shape, device: torch.device, repeats: int, note: str) -> list[dict[str, Any]]:
+def _compare(shape: Shape, device: torch.device, way: Way, repeats: int, note: str) -> list[dict[str, Any]]:
     ranks, first = dist.get_world_size(), dist.get_rank() == 0
     on = meshes(device.type, ranks, experts=ranks)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -85,17 +95,24 @@ def _compare(shape: Shape, device: torch.device, repeats: int, note: str) -> lis
     for sharing in (1, ranks):
         ms, peak = 0.0, 0.0
         if first or sharing > 1:  # the others wait while the first has the experts to itself
-            ms, peak = _measured(lambda n=sharing: _step(shape, device, on if n > 1 else None), device, repeats)
+            ms, peak = _measured(lambda n=sharing: _step(shape, device, on if n > 1 else None, way), device, repeats)
         slowest = torch.tensor([ms, peak], device=device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         ms, peak = slowest.tolist()
         speed = shape.tokens * sharing / ms * 1e3
         ratio = speed / (rows[0]["tokens_s"] if rows else speed)
-        row = {"shape": str(shape), "layers": LAYERS, "gpus": sharing, "ms": round(ms, 3), "tokens_s": round(speed)}
+        how = f", {way}" if sharing > 1 and way != "plain" else ""
+        row = {
+            "shape": f"{shape}{how}",
+            "layers": LAYERS,
+            "gpus": sharing,
+            "ms": round(ms, 3),
+            "tokens_s": round(speed),
+        }
         rows.append({**about, **row, "ratio": round(ratio, 3), "peak_gib": round(peak / 2**30, 2), "note": note})
         if first:
             print(
-                f"{shape}, experts shared by {sharing}: {ms:.2f} ms, {speed:,.0f} tokens/s, {ratio:.2f} times one, "
+                f"{shape}, experts shared by {sharing}{how}: {ms:.2f} ms, {speed:,.0f} tokens/s, {ratio:.2f} times one, "
                 f"{peak / 2**30:.1f} GiB",
                 flush=True,
             )
@@ -112,12 +129,28 @@ def _join() -> torch.device:
     return device
 
 
+class _Skewed(Skewed):
+    """Finds its constant when it is first called, for only then are its weights whole."""
+
+    def __init__(self, width: int, experts: int, top_k: int, *, skew: float) -> None:
+        super().__init__(width, experts, top_k)
+        self.skew, self.settled = skew, False
+
+    def forward(self, x_BTD: Tensor, places: Places) -> Routing:
+        """Route every position."""
+        if not self.settled:
+            self.settled = True
+            self.settle(x_BTD, places)
+        return super().forward(x_BTD, places)
+
+
 class _Layer(nn.Module):
     """A sparse layer and its residual connection."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.moe = MoE(shape.width, shape.ffn_width, experts=shape.experts, top_k=shape.top_k)
+        router = partial(_Skewed, skew=shape.skew) if shape.skew else TopK
+        self.moe = MoE(shape.width, shape.ffn_width, experts=shape.experts, top_k=shape.top_k, router=router)
 
     def forward(self, x_BTD: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """Hidden states, and what the router is trained on."""
@@ -139,13 +172,13 @@ class _Layers(nn.Module):
         return x_BTD, total
 
 
-def _step(shape: Shape, device: torch.device, on: Meshes | None) -> Callable[[], None]:
+def _step(shape: Shape, device: torch.device, on: Meshes | None, way: Way) -> Callable[[], None]:
     with torch.device("meta"):
         model = _Layers(shape).to(torch.bfloat16)
     for layer in model.layers:
         layer.moe.router.float()
     if on is not None:
-        spread(model, [*model.layers, model], on)
+        spread(model, [*model.layers, model], on, way)
     model.to_empty(device=device)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -64,7 +64,7 @@ SMALL = (Shape(8, 2, 64, 96, 256, 0.0),)
 class Skewed(TopK):
     """TopK with a constant in favour of one expert."""
 
-    favour = 0.0
+    favour, skew = 0.0, SKEW
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """fp32[B, T, E]."""
@@ -73,13 +73,13 @@ class Skewed(TopK):
 
     @torch.no_grad()
     def settle(self, x_BTD: Tensor, places: Places) -> None:
-        """Find the constant with which the first expert has ``SKEW`` times the mean load."""
+        """Find the constant with which the first expert has ``skew`` times the mean load."""
         low, high = 0.0, 20.0
         for _ in range(30):
             self.favour = (low + high) / 2
             routing: Routing = self(x_BTD, places)
             load_E = routing.choice.rows(self.experts).counts_E.float()
-            low, high = (self.favour, high) if load_E[0] < SKEW * load_E.mean() else (low, self.favour)
+            low, high = (self.favour, high) if load_E[0] < self.skew * load_E.mean() else (low, self.favour)
 
 
 Step = Callable[[], None]

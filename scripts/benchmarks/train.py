@@ -1,0 +1,245 @@
+"""A whole training step on one GPU, all towers trained, beside a model assembled of transformers' parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from benchmarks.contestants.assembled import Assembled, Size
+from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.moe import Step, measured
+from mm1.batch import IMAGE, Batch, targets_of
+from mm1.errors import UserError
+from mm1.model.build import build
+from mm1.model.mm1 import MM1
+
+SIZES = {
+    "1.2b": Size(2048, 24, 16, 5504),
+    "3b": Size(2560, 32, 20, 6912),
+    "tiny": Size(64, 2, 2, 128, 64, 2, 2, 56, 14, 256, 2, 4),
+}
+VOCABULARY = 32064
+PEAK_TFLOPS = 989.0  # of an H100 or H200 in bf16, dense, as published
+DOCUMENT_TOKENS = 512
+
+
+def train(
+    *,
+    size: Literal["1.2b", "3b", "tiny"] = "1.2b",
+    rows: int = 2,
+    checkpointing: bool = False,
+    only: tuple[str, ...] | None = None,
+    split: bool = True,
+    repeats: int = 10,
+    results: Path = RESULTS,
+    note: str = "",
+) -> None:
+    """Time a step (forward, backward, AdamW) of ours and of the peer on the same work; print where ours goes.
+
+    Args:
+        size: Decoder of 1.2B or 3B beside a ViT-H/14 at 378 px; ``tiny`` runs on a CPU to see that everything does.
+        rows: Rows of a step, of 4,096 positions and 16 pictures each.
+        checkpointing: Recompute layers of decoder and encoder in the backward pass.
+        only: Some of the contestants.
+        split: Time the parts of our step as well.
+        repeats: Timed steps of each; the median counts.
+        results: Folder of the CSV file that rows are added to.
+        note: What to remember of this run.
+    """
+    if size != "tiny" and not torch.cuda.is_available():
+        raise UserError("no CUDA device; expected a GPU (--size tiny runs on a CPU)")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    about = {**machine(), "card": card, **versions("torch", "triton", "transformers")}
+    shape, lines, peer = SIZES[size], [], 0.0
+    known = dict(_contestants(shape, device, rows, checkpointing))
+    wrong = [name for name in only or () if name not in known]
+    if wrong:
+        raise UserError(f"no contestant {wrong[0]}; expected some of {', '.join(known)} (only)")
+    for name, make in known.items():
+        if only is not None and name not in only:
+            continue
+        torch._dynamo.reset()
+        found = measured(make, device, repeats)
+        if isinstance(found, str):
+            print(f"{name:44} {found}", flush=True)
+            continue
+        ms, peak = found
+        peer = ms if name == "peer, compiled" else peer
+        tflops = step_flops(shape, rows) / ms / 1e9
+        print(
+            f"{name:44} {ms:8.1f} ms {tflops:6.0f} TFLOP/s, {tflops / PEAK_TFLOPS:.2f} of {PEAK_TFLOPS:.0f}, "
+            f"{rows * shape.row_tokens / ms * 1e3:8.0f} positions/s, {peak / 2**30:5.1f} GiB"
+            + (f", {peer / ms:.2f} x the compiled peer" if peer else ""),
+            flush=True,
+        )
+        line = {"size": size, "rows": rows, "checkpointing": checkpointing, "contestant": name, "ms": round(ms, 2)}
+        line |= {"tflops": round(tflops), "positions_s": round(rows * shape.row_tokens / ms * 1e3)}
+        lines.append({**about, **line, "peak_gib": round(peak / 2**30, 2), "note": note})
+    if split:
+        _print_split(shape, device, rows, checkpointing, repeats)
+    if lines:
+        print(append(results / "train.csv", lines))
+
+
+def step_flops(size: Size, rows: int) -> float:
+    """Of a step as the peer does it: 6 x parameters x tokens of each tower and attention, causal halved; none twice."""
+    patches = (size.image_px // size.patch_px) ** 2 + 1
+    tower = size.vision_layers * 12 * size.vision_width**2
+    decoder = size.layers * (4 * size.width**2 + 3 * size.width * size.ffn_width) + VOCABULARY * size.width
+    seen = 6 * tower * patches + 12 * size.vision_layers * patches**2 * size.vision_width
+    read = 6 * decoder * size.row_tokens + 6 * size.layers * size.row_tokens**2 * size.width
+    return float(rows * (size.images * seen + read))
+
+
+def _contestants(
+    size: Size, device: torch.device, rows: int, checkpointing: bool
+) -> Iterator[tuple[str, Callable[[], Step]]]:
+    for name, compiled in (("peer", False), ("peer, compiled", True)):
+        yield name, partial(_peer, size, device, rows, checkpointing, compiled)
+    ours = partial(_ours, size, device, rows, checkpointing)
+    yield "ours, bf16 states, whole rows", partial(ours, compiled=True, masters=False, documents=False)
+    yield "ours, fp32 weights, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
+    yield "ours, the same, not compiled", partial(ours, compiled=False, masters=True, documents=True)
+
+
+def _peer(size: Size, device: torch.device, rows: int, checkpointing: bool, compiled: bool) -> Step:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            model = Assembled(size, VOCABULARY, checkpointing).train()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    tokens_BT = torch.randint(0, VOCABULARY, (rows, size.row_tokens), device=device)
+    sides = (rows * size.images, 3, size.image_px, size.image_px)
+    images = torch.randn(sides, device=device, dtype=torch.bfloat16)
+    forward: Callable[..., Any] = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        forward(tokens_BT, images).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def our_model(size: Size, device: torch.device, checkpointing: bool) -> MM1:
+    """The same towers with our connector and decoder, filled with random weights."""
+    vision = {"name": "ViT-H-14-378-quickgelu", "checkpointing": checkpointing}
+    if size.vision_width != 1280:
+        vision |= {"image_px": size.image_px, "width": size.vision_width, "layers": size.vision_layers}
+        vision |= {"heads": size.vision_heads, "ffn_width": 4 * size.vision_width}
+    decoder = {"vocabulary": VOCABULARY, "width": size.width, "layers": size.layers, "heads": size.heads}
+    decoder |= {"ffn_width": size.ffn_width, "checkpointing": checkpointing}
+    parts = {
+        "vision": {"class_path": "mm1.model.vision.OpenClip", "init_args": vision},
+        "connector": {"class_path": "mm1.model.connector.CAbstractor", "init_args": {"tokens": size.side**2}},
+        "decoder": {"class_path": "mm1.model.decoder.Decoder", "init_args": decoder},
+    }
+    model = build({"class_path": "mm1.model.mm1.MM1", "init_args": parts}).to_empty(device=device)
+    model.init_weights(0)
+    return model.train()
+
+
+def our_batch(size: Size, device: torch.device, rows: int, documents: bool) -> Batch:
+    """As many pictures as the peer's rows have: before all text, or each at the head of a document."""
+    tokens_BT = torch.randint(0, VOCABULARY, (rows, size.row_tokens))
+    at_T, picture = torch.arange(size.row_tokens), size.side**2
+    length = size.row_tokens
+    if documents:
+        length = max(-(-size.row_tokens // size.images), picture + 1)
+        tokens_BT[:, at_T % length < picture] = IMAGE
+    else:
+        tokens_BT[:, : size.images * picture] = IMAGE
+    segments_BT, positions_BT = ((t).expand(rows, -1).contiguous() for t in (at_T // length + 1, at_T % length))
+    targets_BT = targets_of(tokens_BT, segments_BT, torch.ones_like(tokens_BT, dtype=torch.bool))
+    sides = (rows * size.images, 3, size.image_px, size.image_px)
+    images = torch.randint(0, 256, sides, dtype=torch.uint8)
+    return Batch(tokens_BT, targets_BT, segments_BT, positions_BT, torch.zeros_like(tokens_BT), images).to(device)
+
+
+def _ours(
+    size: Size,
+    device: torch.device,
+    rows: int,
+    checkpointing: bool,
+    *,
+    compiled: bool,
+    masters: bool,
+    documents: bool,
+) -> Step:
+    torch.manual_seed(0)
+    model = our_model(size, device, checkpointing)
+    model = model if masters else model.bfloat16()
+    if compiled:
+        model.compile_parts()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    batch = our_batch(size, device, rows, documents)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=masters):
+            sums = model.losses(batch)
+        (sums.cross_entropy / sums.targets).backward()
+        if masters:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _print_split(size: Size, device: torch.device, rows: int, checkpointing: bool, repeats: int) -> None:
+    """Forward and backward of each part alone; together they are more than a step, in which the parts overlap."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, batch = our_model(size, device, checkpointing), our_batch(size, device, rows, True)
+    model.compile_parts()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def low() -> Any:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    with torch.no_grad(), low():
+        pixels = normalize(batch.images_ICHW.float(), dim=1)
+        patches = model.vision(pixels)
+        features = model.connector(patches)
+        x_BTD = model.embed(batch.tokens_BT, features)
+    leaves = {name: t.detach().float().requires_grad_() for name, t in (("patches", patches), ("x", x_BTD))}
+
+    def through(run: Callable[[], torch.Tensor]) -> None:
+        with low():
+            y = run()
+        y.backward(torch.ones_like(y))
+
+    def decode() -> torch.Tensor:
+        return model.decoder(leaves["x"], batch.segments_BT, batch.positions_BT).hidden_BTD
+
+    with torch.no_grad(), low():
+        hidden = decode()
+    hidden = hidden.detach().requires_grad_()
+
+    def score() -> torch.Tensor:
+        from mm1.model.loss import cross_entropy_sum
+
+        learned = batch.targets_BT >= 0
+        return cross_entropy_sum(hidden[learned], model.decoder.head_VD, batch.targets_BT[learned])[0]
+
+    parts: dict[str, Step] = {
+        "encoder": partial(through, lambda: model.vision(pixels)),
+        "connector": partial(through, lambda: model.connector(leaves["patches"])),
+        "decoder": partial(through, decode),
+        "loss": partial(through, score),
+        "clipping": lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True) and None,
+        "optimizer": lambda: optimizer.step() and None,
+    }
+    for name, run in parts.items():
+        found = measured(lambda run=run: run, device, repeats)
+        print(f"    {name:12} " + (found if isinstance(found, str) else f"{found[0]:8.1f} ms"), flush=True)
