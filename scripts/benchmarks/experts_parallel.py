@@ -112,8 +112,8 @@ def _compare(shape: Shape, device: torch.device, way: Way, repeats: int, note: s
         rows.append({**about, **row, "ratio": round(ratio, 3), "peak_gib": round(peak / 2**30, 2), "note": note})
         if first:
             print(
-                f"{shape}, experts shared by {sharing}{how}: {ms:.2f} ms, {speed:,.0f} tokens/s, {ratio:.2f} times one, "
-                f"{peak / 2**30:.1f} GiB",
+                f"{shape}, experts shared by {sharing}{how}: {ms:.2f} ms, {speed:,.0f} tokens/s, "
+                f"{ratio:.2f} times one, {peak / 2**30:.1f} GiB",
                 flush=True,
             )
     return rows

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,9 @@ SMALL = {"count": 4, "width": 16, "ffn_width": 24, "tokens": 32, "repeats": 1}
 
 
 @pytest.mark.slow
-def test_two_ranks_are_timed_beside_one(tmp_path: Path) -> None:
-    options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+@pytest.mark.parametrize("how", [{}, {"dispatch": "overlapped"}, {"dispatch": "shadowed", "skew": 2}])
+def test_two_ranks_are_timed_beside_one(tmp_path: Path, how: dict[str, Any]) -> None:
+    options = [word for name, value in (SMALL | how).items() for word in (f"--{name}", str(value))]
     subprocess.run(
         [*START, "scripts/benchmark.py", "experts", *options, "--results", str(tmp_path)],
         cwd=ROOT,
@@ -27,5 +29,6 @@ def test_two_ranks_are_timed_beside_one(tmp_path: Path) -> None:
     )
     rows = list(csv.DictReader((tmp_path / "experts.csv").open()))
     assert [row["gpus"] for row in rows] == ["1", "2"]
+    assert rows[1]["shape"] == rows[0]["shape"] + "".join(f", {way}" for way in [how.get("dispatch")] if way)
     one, two = (float(row["tokens_s"]) for row in rows)
     assert abs(float(rows[1]["ratio"]) - two / one) < 0.01

@@ -47,7 +47,7 @@ def one(corpus: Path, steps: int, **trainer: Any) -> dict[str, Any]:
     return config
 
 
-def sharded(corpus: Path, steps: int, micro_batches: int = 1, **axes: int) -> dict[str, Any]:
+def sharded(corpus: Path, steps: int, micro_batches: int = 1, **axes: int | str) -> dict[str, Any]:
     strategy = {"class_path": "mm1.train.strategy.Sharded", "init_args": axes}
     return one(corpus, steps, accumulate_grad_batches=micro_batches, strategy=strategy)
 
@@ -68,6 +68,8 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     ("ranks", "micro_batches", "axes"),
     [
         (2, 2, {"experts": 2}),
+        pytest.param(2, 1, {"experts": 2, "exchange": "overlapped"}, marks=pytest.mark.slow),
+        pytest.param(2, 1, {"experts": 2, "exchange": "shadowed"}, marks=pytest.mark.slow),
         pytest.param(1, 1, {}, marks=pytest.mark.slow),
         pytest.param(2, 1, {"experts": 1}, marks=pytest.mark.slow),
         pytest.param(4, 1, {"experts": 2, "replicate": 2}, marks=pytest.mark.slow),
@@ -75,7 +77,12 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     ],
 )
 def test_a_sharded_run_is_the_run_of_one_process(
-    corpus: Path, tmp_path: Path, undisturbed: dict[str, Tensor], ranks: int, micro_batches: int, axes: dict[str, int]
+    corpus: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, Tensor],
+    ranks: int,
+    micro_batches: int,
+    axes: dict[str, int | str],
 ) -> None:
     assert_alike(fit_on(ranks, tmp_path, sharded(corpus, 6, micro_batches, **axes)), undisturbed)
 
@@ -98,7 +105,7 @@ def test_another_number_of_ranks_goes_on(
 def test_weights_are_taken_over(corpus: Path, tmp_path: Path) -> None:
     """``--init_from`` fills shards: at a rate of zero the weights stay those that were taken over."""
     first = fit_on(1, tmp_path / "first", one(corpus, 2))
-    config = sharded(corpus, 2, experts=2)
+    config = sharded(corpus, 2, experts=2, exchange="overlapped")
     config["model"]["optimizer"] = {"lr": 0.0}
     config["model"]["seed"] = 1
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
