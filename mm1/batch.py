@@ -66,6 +66,8 @@ class Batch:
         window_targets: Targets in all micro-batches of this optimizer step on this rank, the denominator of the loss.
         window_tokens: Positions that are not padding, likewise, the denominator of router statistics.
         state: What the loader needs to go on after this batch, a small plain value.
+        learned_M: int64; where targets stand in the flattened batch, counted before the batch leaves the host, since
+            counting on a GPU means waiting for it. None on a CPU, and where nobody counted.
     """
 
     tokens_BT: Tensor
@@ -80,6 +82,7 @@ class Batch:
     window_targets: int = 0
     window_tokens: int = 0
     state: dict[str, Any] | None = field(default=None, repr=False)
+    learned_M: Tensor | None = field(default=None, repr=False)
 
     def _map(self, move: Any) -> Batch:
         tensors = {f.name: move(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
@@ -87,11 +90,16 @@ class Batch:
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        counted = self if torch.device(device).type == "cpu" else self.counted()
+        return counted._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, for overlapped copies."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.counted()._map(lambda tensor: tensor.pin_memory())
+
+    def counted(self) -> Batch:
+        """The same batch with ``learned_M``."""
+        return self if self.learned_M is not None else replace(self, learned_M=learned_places(self.targets_BT))
 
     def with_images(self, images_ICHW: Tensor) -> Batch:
         """The same rows with other pictures, as the blind arm needs."""
@@ -106,6 +114,11 @@ class Batch:
     def tokens(self) -> int:
         """Number of positions that are not padding."""
         return int((self.segments_BT > 0).sum())
+
+
+def learned_places(targets_BT: Tensor) -> Tensor:
+    """int64[M], where something is learned in the flattened batch."""
+    return (targets_BT != IGNORE).flatten().nonzero().squeeze(1)
 
 
 def targets_of(tokens_T: Tensor, segments_T: Tensor, learn_T: Tensor) -> Tensor:

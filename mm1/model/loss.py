@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from mm1.batch import IGNORE, Batch
+from mm1.batch import IGNORE, Batch, learned_places
 from mm1.model.decoder import Output
 
 CHUNK_TOKENS = 1024  # logits held at once: at 32000 entries 131 MB in fp32
@@ -52,16 +52,18 @@ class LossSums:
 
 def loss_sums(output: Output, batch: Batch, head_VD: Tensor) -> LossSums:
     """Score what the decoder put out against the targets of the batch."""
-    learned_BT = batch.targets_BT != IGNORE
-    sources_M = batch.sources_BT[learned_BT]
-    total, losses_M = cross_entropy_sum(output.hidden_BTD[learned_BT], head_VD, batch.targets_BT[learned_BT])
+    places_M = learned_places(batch.targets_BT) if batch.learned_M is None else batch.learned_M
+    hidden_MD, targets_M, sources_M = (
+        x.flatten(0, 1).index_select(0, places_M) for x in (output.hidden_BTD, batch.targets_BT, batch.sources_BT)
+    )
+    total, losses_M = cross_entropy_sum(hidden_MD, head_VD, targets_M)
     zeros_S = torch.zeros(len(batch.sources), device=losses_M.device)
     return LossSums(
         cross_entropy=total,
         router=output.router.loss,
         balance=output.router.balance,
         z=output.router.z,
-        targets=learned_BT.sum(),
+        targets=(batch.targets_BT != IGNORE).sum(),
         tokens=(batch.segments_BT > 0).sum(),
         cross_entropy_S=zeros_S.index_add(0, sources_M, losses_M),
         targets_S=zeros_S.index_add(0, sources_M, torch.ones_like(losses_M)),

@@ -80,3 +80,12 @@ def test_a_dense_model_has_no_router_loss(model, batch):
     sums = model().losses(batch())
     assert sums.router == sums.balance == sums.z == 0
     assert sums.load_LGE.numel() == 0
+
+
+def test_places_counted_beforehand_give_the_same_sums(model, batch):
+    mm1, step = model(experts=4), batch()
+    counted = step.counted()
+    assert step.learned_M is None
+    assert counted.learned_M.numel() == step.targets
+    for name in ("cross_entropy", "targets", "cross_entropy_S", "targets_S"):
+        assert torch.equal(getattr(mm1.losses(counted), name), getattr(mm1.losses(step), name)), name
