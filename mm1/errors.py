@@ -52,12 +52,13 @@ def sentence(error: BaseException) -> str:
     lines = [line.strip("- ") for line in re.sub(_KEY, "", text).splitlines()]
     fault = "; ".join(line for line in lines if line and not line.startswith(_NOISE))
     fault = re.sub(r"<class '(\w+)'>", r"\1", re.sub(_ADVICE, "", fault)).replace("Expected a int", "Expected an int")
+    fault = re.sub(r"a typing\.Literal\[(.+?)\]", r"one of \1", fault)
     return f"{'.'.join(keys)}: {fault}" if keys else fault
 
 
 _KEY = r'Parser key "([^"]+)"(?: element \d+)?: ?'
 _ADVICE = (
-    r"Type \S.+ expects a function or a callable class: |\. Got value: Namespace\(.*\)|; Not a valid subclass of .*"
+    r"Type \S.+ expects a function or a callable class:;? ?|\. Got value: Namespace\(.*\)|; Not a valid subclass of .*"
 )
 _NOISE = (
     "Problem with given class_path",
@@ -67,6 +68,8 @@ _NOISE = (
     "Expected a <class 'NoneType'>",
     "Given value type: ",
     "Given value: NestedArg(",
+    "Given value: Namespace(",
+    "Given value: {",
 )
 _LOOP = "Config file loop detected"
 

@@ -7,6 +7,7 @@ import os
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 import pytest
@@ -18,8 +19,14 @@ class Wheel:
     def __init__(self, spokes: int = 3) -> None: ...
 
 
+class Axle:
+    def __init__(self, width: int, kind: Literal["live", "dead"] = "live") -> None: ...
+
+
 class Cart:
-    def __init__(self, wheels: dict[str, Wheel], speed: float | None = None) -> None: ...
+    def __init__(
+        self, wheels: dict[str, Wheel], speed: float | None = None, axle: Callable[[int], Axle] | None = None
+    ) -> None: ...
 
 
 def parsed(*words: str) -> object:
@@ -41,6 +48,14 @@ def parsed(*words: str) -> object:
         (
             ["--cart=Cart", "--cart.wheels={left: {class_path: Wheel, init_args: {spokes: many}}}"],
             "cart.wheels.spokes: Expected an int. Got value: many",
+        ),
+        (
+            [
+                "--cart=Cart",
+                "--cart.wheels={}",
+                f"--cart.axle={{class_path: {__name__}.Axle, init_args: {{kind: odd}}}}",
+            ],
+            "cart.axle.kind: Expected one of 'live', 'dead'. Got value: odd",
         ),
     ],
 )
