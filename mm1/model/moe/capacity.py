@@ -29,7 +29,7 @@ class Capacity:
         priority: Who comes first. ``position``: all first choices in the order of their positions, then all second
             ones (GShard, Switch); ``batch``: the same, but in the order of how sure tokens are of their first (batch
             prioritised routing, V-MoE and NLLB); ``probability``: the choices with the highest shares, first or not.
-            All but ``position`` let a token be turned away for a later one's sake.
+            All let a token be turned away for a later one's sake, ``position`` only where tokens choose several.
         group: Whether tokens compete within a ``row`` (a sequence) or in the whole micro-batch.
         pad: Fill every expert up to its capacity, so that all have the same number of rows whatever is chosen.
 
@@ -68,7 +68,7 @@ class Capacity:
         rows, positions = places.valid_BT.shape
         groups, tokens = (rows, positions) if self.group == "row" else (1, rows * positions)
         choices = choice.experts_MK.numel()
-        limit = min(tokens, math.ceil(factor * choices / groups / experts))
+        limit = math.ceil(min(tokens, factor * choices / groups / experts))
         wanted_MK = places.valid_BT.flatten().unsqueeze(-1).expand_as(choice.experts_MK)
         if choice.kept_MK is not None:
             wanted_MK = wanted_MK & choice.kept_MK

@@ -160,6 +160,12 @@ def test_factors_of_training_and_evaluation(caplog):
     assert capacity(chosen, text(1, 4), 2, True) is chosen.choice
 
 
+@pytest.mark.parametrize("pad", [False, True])
+def test_an_infinite_factor_keeps_everything(pad):
+    kept = Capacity(float("inf"), pad=pad)(routing(SAME[None], 1), text(1, 4), 2, True).kept_MK
+    assert kept.all()
+
+
 def test_the_drop_rate_is_what_found_no_room_of_what_was_wanted():
     layer = moe(experts=2, top_k=1, capacity=Capacity(1.0))
     with torch.no_grad():
