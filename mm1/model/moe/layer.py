@@ -99,6 +99,8 @@ class MoE(Mixture):
         expert_width = ffn_width if expert_width is None else expert_width
         at_least(1, {f"{ARGS}.expert_width": expert_width})
         at_least(0, {f"{ARGS}.shared_width": shared_width})
+        if not 0 <= expert_dropout < 1:
+            raise UserError(f"{ARGS}.expert_dropout is {expert_dropout}; expected at least 0 and less than 1")
         if shared_gate and not shared_width:
             raise UserError(
                 f"shared_gate without a shared layer; expected a shared_width above 0 ({ARGS}.shared_width)"
@@ -108,11 +110,7 @@ class MoE(Mixture):
         self.shared = SwiGLU(width, shared_width) if shared_width else None
         self.shared_gate = nn.Linear(width, 1, bias=False) if shared_gate else None
         self.balance, self.capacity = balance or LoadTimesShare(), capacity
-        if self.balance.of_noise and not self.router.noisy:
-            raise UserError(
-                f"{type(self.balance).__name__} needs the chances of a noisy router, {type(self.router).__name__} has "
-                f"none; expected router: NoisyTopK ({ARGS}.balance)"
-            )
+        check_losses(self.balance, self.router, balance_weight, z_weight)
         self.balance_weight, self.z_weight = balance_weight, z_weight
         self.dispatch: Dispatch = LocalDispatch()
 
@@ -152,6 +150,20 @@ class MoE(Mixture):
     def multiplied(self) -> int:
         """Everything but norms and idle experts."""
         return _numel(self) - self.idle
+
+
+def check_losses(balance: Balance, router: Router, balance_weight: float, z_weight: float) -> None:
+    """Refuse losses that push away from balance, or that need what the router does not say.
+
+    Raises:
+        UserError: A weight below 0, or a balance of noise for a router without any.
+    """
+    at_least(0, {f"{ARGS}.balance_weight": balance_weight, f"{ARGS}.z_weight": z_weight})
+    if balance.of_noise and not router.noisy:
+        raise UserError(
+            f"{type(balance).__name__} needs the chances of a noisy router, {type(router).__name__} has none; "
+            f"expected router: NoisyTopK ({ARGS}.balance)"
+        )
 
 
 def _numel(module: nn.Module) -> int:

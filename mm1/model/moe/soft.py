@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mm1.errors import UserError
 from mm1.model.ffn import SwiGLU
-from mm1.model.moe.layer import ARGS, Mixture
+from mm1.model.moe.layer import ARGS, Mixture, check_losses
 from mm1.model.moe.losses import Balance, LoadTimesShare, z_loss
 from mm1.model.moe.routers import TopK
 from mm1.model.moe.routing import Places
@@ -31,7 +31,7 @@ class SoftMixture(Mixture):
         z_weight: Coefficient of the router's z-loss.
 
     Raises:
-        UserError: Not one expert.
+        UserError: Not one expert, or losses that do not go with its gate.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class SoftMixture(Mixture):
         self.experts = nn.ModuleList(made)
         self.router = TopK(width, len(made), len(made))
         self.balance, self.balance_weight, self.z_weight = balance or LoadTimesShare(), balance_weight, z_weight
+        check_losses(self.balance, self.router, balance_weight, z_weight)
 
     def forward(self, x_BTD: Tensor, places: Places) -> tuple[Tensor, RouterStats]:
         """The layer's output and what the gate did."""

@@ -8,7 +8,7 @@ from mm1.errors import UserError
 from mm1.model.ffn import gated
 from mm1.model.moe.dispatch import LocalDispatch
 from mm1.model.moe.layer import MoE
-from mm1.model.moe.losses import LoadTimesShare, z_loss
+from mm1.model.moe.losses import ImportanceAndLoad, LoadTimesShare, z_loss
 from mm1.model.moe.routers import TopK
 from mm1.model.moe.routing import Places, Routing, Rows, TokenChoice
 
@@ -166,6 +166,22 @@ def test_another_dispatch_can_take_the_place_of_the_local_one():
 def test_more_choices_than_experts_are_refused():
     with pytest.raises(UserError, match="top_k=5 of 4 experts; expected 1 to 4"):
         MoE(8, 8, experts=4, top_k=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts": 0, "top_k": 0}, "moe.experts is 0; expected at least 1"),
+        ({"balance_weight": -0.01}, "moe.balance_weight is -0.01; expected at least 0"),
+        ({"z_weight": float("nan")}, "moe.z_weight is nan; expected at least 0"),
+        ({"expert_dropout": 1.0}, "moe.expert_dropout is 1.0; expected at least 0 and less than 1"),
+        ({"shared_gate": True}, r"expected a shared_width above 0 \(model.decoder.moe.shared_width\)"),
+        ({"balance": ImportanceAndLoad()}, "noisy router, TopK has none; expected router: NoisyTopK"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        MoE(8, 12, **{"experts": 4, **options})
 
 
 def test_a_failed_expert_gets_nothing_and_its_share_goes_to_the_others():

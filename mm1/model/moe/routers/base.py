@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.model.moe.kernels import mixed_linear
 from mm1.model.moe.routing import Places, Routing
 
@@ -29,13 +29,14 @@ class Router(nn.Module, ABC):
         top_k: Experts that a token visits.
 
     Raises:
-        UserError: More choices than experts.
+        UserError: No expert, or more choices than experts.
     """
 
     noisy = False  # whether it says what the chances of each expert were (`Routing.chance_BTE`)
 
     def __init__(self, width: int, experts: int, top_k: int) -> None:
         super().__init__()
+        at_least(1, {f"{ARGS}.experts": experts})
         if not 1 <= top_k <= experts:
             raise UserError(f"top_k={top_k} of {experts} experts; expected 1 to {experts} ({ARGS}.top_k)")
         self.width, self.experts, self.top_k = width, experts, top_k

@@ -9,6 +9,7 @@ from mm1.model.build import build
 from mm1.model.count import parameters
 from mm1.model.ffn import SwiGLU
 from mm1.model.moe.layer import MoE
+from mm1.model.moe.losses import ImportanceAndLoad
 from mm1.model.moe.routing import Places
 from mm1.model.moe.soft import SoftMixture, competitive_loss
 
@@ -80,6 +81,8 @@ def test_a_yaml_says_what_the_experts_are(config):
     assert down.std().item() == pytest.approx((24 * 2 * 2) ** -0.5, rel=0.1)
     with pytest.raises(UserError, match="a soft mixture of no experts"):
         SoftMixture(8, 12, experts=[])
+    with pytest.raises(UserError, match="needs the chances of a noisy router"):
+        SoftMixture(8, 12, experts=2, balance=ImportanceAndLoad())
 
 
 def test_the_competitive_loss_of_a_worked_example():
