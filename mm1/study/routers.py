@@ -18,7 +18,7 @@ import matplotlib
 
 from mm1.errors import UserError
 from mm1.model.build import build
-from mm1.model.moe.layer import Mixture
+from mm1.model.moe.layer import Mixture, MoE
 from mm1.runs import read_object
 from mm1.study.arms import ABLATIONS, DENSE, SPARSE, WORLDS, Arm, Setting, chosen
 from mm1.study.outcomes import Outcome, over_seeds, read
@@ -130,8 +130,12 @@ def row(setting: Setting, arm: Arm) -> Row:
 
 
 def looks_ahead(model: Path) -> bool:
-    """Whether any sparse layer of a model is not causal where it is scored."""
-    return any(isinstance(part, Mixture) and not part.causal for part in build(model).eval().modules())
+    """Whether any sparse layer of a model is not causal where it is scored; a capacity there lets tokens compete."""
+    parts = [*build(model).eval().modules()]
+    competing = (part.capacity for part in parts if isinstance(part, MoE) and part.capacity is not None)
+    return any(isinstance(part, Mixture) and not part.causal for part in parts) or any(
+        capacity.evaluate is not None for capacity in competing
+    )
 
 
 def markdown(rows: Sequence[Row]) -> str:

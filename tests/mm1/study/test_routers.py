@@ -16,11 +16,11 @@ from mm1.runs import Run
 from mm1.study import arms as arms_module
 from mm1.study import routers as routers_module
 from mm1.study.__main__ import parser
-from mm1.study.arms import DENSE, RECIPE, SPARSE, Arm, Setting
+from mm1.study.arms import ABLATIONS, DENSE, RECIPE, SPARSE, Arm, Setting
 from mm1.study.claims import CLAIMS, judge, told, verdict
 from mm1.study.claims import write_csv as write_claims
 from mm1.study.outcomes import over_seeds, read
-from mm1.study.routers import arms, draw, markdown, routers, row, write_csv
+from mm1.study.routers import arms, draw, looks_ahead, markdown, routers, row, write_csv
 
 EVEN = [1 / 8] * 8
 PLAIN = Arm("plain", SPARSE)
@@ -102,6 +102,11 @@ def test_every_router_with_a_yaml_is_an_arm() -> None:
     assert names[:2] == ["dense", "plain"]
     assert {"switch", "gshard", "expert-choice"} <= set(names)
     assert all(arm.model.is_file() for arm in arms())
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("gshard", False), ("expert-choice", False), ("st-moe", True)])
+def test_a_capacity_in_evaluation_looks_ahead(name: str, ahead: bool) -> None:
+    assert looks_ahead(ABLATIONS / f"router-{name}.yaml") is ahead
 
 
 def test_arms_of_the_claims_build_and_one_name_is_one_arm(tmp_path: Path) -> None:
