@@ -5,7 +5,8 @@
       config.yaml              the fully resolved configuration
       metrics.jsonl            one JSON object a line, see below
       quarantine.jsonl         damaged documents that were left out: step, rank, split, source, where, reason
-      checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one
+      checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one;
+                               step-00001000.ckpt where older ones are kept
       eval/<name>/answers.jsonl, scores.json
 
 ``run.json`` also carries what studies compare runs by; a study leaves out what an older run does not say:
@@ -134,6 +135,15 @@ class Run:
         self.quarantine = self.folder / "quarantine.jsonl"
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = self.folder / "checkpoints" / "best.ckpt"
+
+    def kept(self, step: int) -> Path:
+        """The checkpoint of a step that is kept beside the last."""
+        return self.last.with_name(f"step-{step:08d}.ckpt")
+
+    def all_kept(self) -> dict[int, Path]:
+        """Those that are there, by step."""
+        found = self.last.parent.glob("step-*.ckpt")
+        return {int(path.stem.removeprefix("step-")): path for path in sorted(found)}
 
     def start(self, kind: str, **about: Any) -> None:
         """Make the folder and say what runs here; a second start of the same run keeps what is there."""

@@ -174,6 +174,7 @@ class Loader:
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=torch.cuda.is_available(),
             timeout=timeout_s if workers else 0,
+            generator=torch.Generator(),  # it draws a seed that nobody uses; the process's numbers are the model's
         )
 
     def __iter__(self) -> Iterator[Batch]:

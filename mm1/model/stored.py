@@ -21,7 +21,8 @@ from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
 
-FORMAT = 1
+FORMAT = 1  # of exported folders
+CHECKPOINT_FORMAT = 2  # of training checkpoints
 PREFIX = "model."  # of the weights in a Lightning module that holds the model
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ORIGIN = "model.yaml", "origin.json"
@@ -139,6 +140,16 @@ def check_vocabulary(tokens: int, rows: int, origin: str) -> None:
         )
 
 
+def upgrade(checkpoint: dict[str, Any]) -> None:
+    """Bring a training checkpoint of an older format, in place, to this version's; a newer one stays as it is.
+
+    Format 1 has no ``chance``, the random state of every rank: such a run goes on with numbers drawn anew.
+    """
+    about = checkpoint["mm1"]
+    if about["format"] == 1:
+        about |= {"format": 2, "chance": []}
+
+
 def _read_checkpoint(path: Path) -> Stored:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not readable as a checkpoint (cut short?); expected a *.ckpt of mm1-train")
@@ -152,7 +163,7 @@ def _read_checkpoint(path: Path) -> Stored:
     about = found.get("mm1") if isinstance(found, dict) else None
     if not isinstance(about, dict) or not isinstance(found.get("state_dict"), dict):
         raise UserError(f"{path} holds no section named mm1; expected a checkpoint written by mm1-train")
-    _check_format(about.get("format"), path)
+    _check_format(about.get("format"), path, range(1, CHECKPOINT_FORMAT + 1))
     if not isinstance(about.get("model"), str) or not isinstance(about.get("tokenizer"), bytes):
         raise UserError(f"{path} does not hold its model's YAML and tokenizer; expected a *.ckpt of mm1-train")
     weights = {
@@ -255,9 +266,10 @@ def _map(path: Path, names: list[str], checked: bool = True) -> dict[str, Tensor
     return weights
 
 
-def _check_format(found: Any, path: Path) -> None:
-    if found == FORMAT:
+def _check_format(found: Any, path: Path, read: range = range(FORMAT, FORMAT + 1)) -> None:
+    if found in read:
         return
-    newer = isinstance(found, int) and found > FORMAT
+    newer = isinstance(found, int) and found > read[-1]
     mend = "update mm1" if newer else "read it with the version that wrote it"
-    raise UserError(f"{path} has checkpoint format {found}; this version reads format {FORMAT}: {mend}")
+    formats = " and ".join(map(str, read))
+    raise UserError(f"{path} has checkpoint format {found}; this version reads format {formats}: {mend}")

@@ -24,6 +24,7 @@ from mm1.errors import UserError, at_least, door, sentence, underscored
 from mm1.model.stored import read
 from mm1.runs import Run
 from mm1.train.callbacks import Progress, StopOnNaN, WatchSight
+from mm1.train.chance import Chance
 from mm1.train.checkpoints import Describe, SaveLast
 from mm1.train.datamodule import MM1Data
 from mm1.train.metrics import Metrics, RunFolder
@@ -80,6 +81,12 @@ class Door(LightningCLI):
         )
         parser.add_argument("--validate_every_n_steps", type=int, default=100, help="Steps between validations.")
         parser.add_argument("--save_every_n_steps", type=int, default=100, help="Steps between checkpoints.")
+        parser.add_argument(
+            "--keep_last", type=int, default=1, help="Newest checkpoints to keep, last.ckpt among them."
+        )
+        parser.add_argument(
+            "--keep_every_n_steps", type=int, default=0, help="Keep checkpoints of every so many steps for ever."
+        )
         parser.add_argument("--threads", type=int | None, default=None, help="Threads of torch.")
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.model", "data.image_spec", compute_fn=_image_spec, apply_on="instantiate")
@@ -123,13 +130,13 @@ class Door(LightningCLI):
         given: list[Callback] = self._get(self.config_init, "trainer").get("callbacks") or []
         resolved = self._parser("fit").dump(config, skip_unset=False)
         model = yaml.safe_dump(yaml.safe_load(resolved)["model"]["model"], sort_keys=False)
-        metrics, save = Metrics(config.trainer.log_every_n_steps), SaveLast(config.save_every_n_steps)
+        metrics, save = Metrics(config.trainer.log_every_n_steps), _save_last(config)
         folder = RunFolder(resolved, self.anew)
         supply = [TellPacking(), Quarantine(), EndOfData()]
         watch = [StopOnNaN(), WatchSight()]
         if not any(isinstance(callback, WatchRouting) for callback in given):  # the YAML's own has other limits
             watch.append(WatchRouting())
-        callbacks = [folder, metrics, *supply, Progress(), *watch, *given, Describe(model), save]
+        callbacks = [folder, metrics, *supply, Progress(), *watch, *given, Describe(model), Chance(), save]
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -152,6 +159,10 @@ class Door(LightningCLI):
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``mm1-train``."""
     door(lambda: Door(arguments))
+
+
+def _save_last(config: Any) -> SaveLast:
+    return SaveLast(config.save_every_n_steps, config.keep_last, config.keep_every_n_steps)
 
 
 def _image_spec(model: Any) -> Any:

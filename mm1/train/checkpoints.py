@@ -7,16 +7,20 @@ line of metrics.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from mm1.batch import Batch
-from mm1.model.stored import FORMAT
+from mm1.errors import UserError, at_least
+from mm1.model.stored import CHECKPOINT_FORMAT
 from mm1.runs import Run
 
 log = logging.getLogger(__name__)
@@ -50,20 +54,48 @@ class BetweenSteps(Callback):
 
 
 class SaveLast(BetweenSteps):
-    """Write ``checkpoints/last.ckpt`` every so many steps and at the end.
+    """Write ``checkpoints/last.ckpt`` every so many steps and at the end; keep older ones as ``step-00001000.ckpt``.
 
     Args:
         every_n_steps: How often.
+        keep_last: How many of the newest to keep; 1 keeps ``last.ckpt`` alone.
+        keep_every_n_steps: Keep those of every so many steps for ever, a multiple of ``every_n_steps``; 0 keeps none.
+
+    Raises:
+        UserError: A number that is too small, or no multiple.
     """
 
-    def __init__(self, every_n_steps: int = 500) -> None:
+    def __init__(self, every_n_steps: int = 500, keep_last: int = 1, keep_every_n_steps: int = 0) -> None:
         super().__init__()
-        self.every_n_steps = every_n_steps
+        at_least(1, {"save_every_n_steps": every_n_steps, "keep_last": keep_last})
+        at_least(0, {"keep_every_n_steps": keep_every_n_steps})
+        if keep_every_n_steps % every_n_steps:
+            raise UserError(
+                f"keep_every_n_steps is {keep_every_n_steps}; expected a multiple of save_every_n_steps, which is "
+                f"{every_n_steps}"
+            )
+        self.every_n_steps, self.keep_last, self.keep_every_n_steps = every_n_steps, keep_last, keep_every_n_steps
 
     def between(self, trainer: lightning.Trainer, step: int, last: bool) -> None:
         """Save when it is time."""
         if last or step % self.every_n_steps == 0:
-            save(trainer, Run(trainer.default_root_dir).last)
+            self.save(trainer, step)
+
+    def save(self, trainer: lightning.Trainer, step: int) -> None:
+        """Save now; what is no longer to be kept goes when the new one is whole."""
+        run = Run(trainer.default_root_dir)
+        save(trainer, run.last)
+        if not trainer.is_global_zero:
+            return
+        if self.keep_last > 1 or self._for_ever(step):
+            _name_too(run.last, run.kept(step))
+        earlier = {found: path for found, path in run.all_kept().items() if found <= step and not self._for_ever(found)}
+        newest = self.keep_last if self.keep_last > 1 else 0
+        for found in sorted(earlier)[: max(0, len(earlier) - newest)]:
+            earlier[found].unlink()
+
+    def _for_ever(self, step: int) -> bool:
+        return self.keep_every_n_steps > 0 and step % self.keep_every_n_steps == 0
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -127,7 +159,7 @@ class Describe(Callback):
     ) -> None:
         """Add ``checkpoint["mm1"]``."""
         tokenizer = trainer.datamodule.tokenizer.proto  # type: ignore[attr-defined]
-        checkpoint["mm1"] = {"format": FORMAT, "model": self.model, "tokenizer": tokenizer}
+        checkpoint["mm1"] = {"format": CHECKPOINT_FORMAT, "model": self.model, "tokenizer": tokenizer}
         if pl_module.origin_json is not None:
             checkpoint["mm1"]["origin"] = pl_module.origin_json
 
@@ -139,9 +171,57 @@ class Describe(Callback):
 
 
 def save(trainer: lightning.Trainer, path: Path) -> None:
-    """Write a checkpoint beside ``path``, then rename it, so that a kill leaves the old one or the new one."""
+    """Write a checkpoint beside ``path``, then rename it, so that a kill leaves the old one or the new one.
+
+    All ranks call this.
+
+    Raises:
+        UserError: It cannot be written, such as on a disk that is full; the old one is as it was.
+    """
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    fault = _write(checkpoint, path) if trainer.is_global_zero else None
+    fault = trainer.strategy.broadcast(fault)  # so that none waits for a rank that has stopped
+    if fault is not None:
+        raise UserError(
+            f"{path} cannot be written after step {checkpoint['global_step']} ({fault}); expected room and the right "
+            f"to write; the checkpoint before is whole, and the same command goes on from it"
+        )
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> str | None:
+    """Write a file through to the disk and only then give it its name; else leave nothing and say why."""
     temporary = path.with_name(path.name + ".tmp")
-    trainer.save_checkpoint(temporary, weights_only=False)
-    if trainer.is_global_zero:
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    trainer.strategy.barrier("checkpoint renamed")
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of some faults of the file
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        causes = (error, error.__context__, error.__cause__)
+        system = next((cause for cause in causes if isinstance(cause, OSError)), None)
+        return (system.strerror if system is not None else None) or str(error).splitlines()[0]
+    return None
+
+
+def _name_too(path: Path, name: Path) -> None:
+    """A second name for a file, or a copy where the file system has no second names."""
+    temporary = name.with_name(name.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder reach the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -18,7 +18,7 @@ from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
-from mm1.model.stored import check_fits, read
+from mm1.model.stored import check_fits, read, upgrade
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.optim import AdamW, check_resumes
 from mm1.train.parallel import clip_gradients, whole
@@ -207,6 +207,7 @@ class Objective(lightning.LightningModule):
             raise UserError(
                 f"{path} holds weights alone, so there is nothing to go on with; expected --init_from {path}"
             )
+        upgrade(checkpoint)  # the first hook that sees it
         self.resumed_groups = checkpoint["optimizer_states"][0]["param_groups"]
         check_fits(checkpoint["state_dict"], self.state_dict(), f"{path} does not fit model.model of this run")
 
