@@ -184,7 +184,7 @@ def test_nothing_asked_for_is_nothing_loaded(name):
         (lambda: Timm("resnet18"), "resnet18.*expected a plain VisionTransformer"),
     ],
 )
-def test_towers_that_do_not_exist_are_refused(make, message):
+def test_towers_that_do_not_exist_are_refused(name, make, message):
     with torch.device("meta"), pytest.raises(UserError, match=message):
         make()
 
