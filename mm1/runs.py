@@ -5,6 +5,7 @@
       config.yaml              the fully resolved configuration
       metrics.jsonl            one JSON object a line, see below
       quarantine.jsonl         damaged documents that were left out: step, rank, split, source, where, reason
+      bad_steps/               batches of steps whose loss was no number or leapt, without their pictures
       checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one;
                                step-00001000.ckpt where older ones are kept
       eval/<name>/answers.jsonl, scores.json
@@ -133,6 +134,7 @@ class Run:
         self.config = self.folder / "config.yaml"
         self.metrics = self.folder / "metrics.jsonl"
         self.quarantine = self.folder / "quarantine.jsonl"
+        self.bad_steps = self.folder / "bad_steps"
         self.last = self.folder / "checkpoints" / "last.ckpt"
         self.best = self.folder / "checkpoints" / "best.ckpt"
 
@@ -159,7 +161,8 @@ class Run:
         """Take away what a run wrote, for one that starts over in its folder; evaluations stay."""
         for path in (self.folder / "run.json", self.metrics, self.quarantine):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.last.parent, ignore_errors=True)
+        for folder in (self.last.parent, self.bad_steps):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def about(self) -> dict[str, Any]:
         """The content of run.json.

@@ -174,6 +174,7 @@ class Loader:
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=torch.cuda.is_available(),
             timeout=timeout_s if workers else 0,
+            worker_init_fn=_undisturbed,
             generator=torch.Generator(),  # it draws a seed that nobody uses; the process's numbers are the model's
         )
 
@@ -198,6 +199,12 @@ class Loader:
                 raise
             stack_trace = str(error).strip().splitlines()  # in which a worker's error comes wrapped
             raise UserError(stack_trace[-1].partition("Error: ")[2]) from None
+
+
+def _undisturbed(worker: int) -> None:
+    """A signal to the whole job is the training process's to answer, which needs its workers until it has."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def lost_worker(error: RuntimeError) -> UserError | None:

@@ -23,12 +23,14 @@ from mm1.data.streams import lost_worker
 from mm1.errors import UserError, at_least, door, sentence, underscored
 from mm1.model.stored import read
 from mm1.runs import Run
-from mm1.train.callbacks import Progress, StopOnNaN, WatchSight
+from mm1.train.bad_steps import BadSteps, Policy
+from mm1.train.callbacks import Progress, WatchSight
 from mm1.train.chance import Chance
 from mm1.train.checkpoints import Describe, SaveLast
 from mm1.train.datamodule import MM1Data
 from mm1.train.metrics import Metrics, RunFolder
 from mm1.train.module import Objective
+from mm1.train.preemption import Preemption
 from mm1.train.routing_watch import WatchRouting
 from mm1.train.supply import EndOfData, Quarantine, TellPacking
 
@@ -87,6 +89,9 @@ class Door(LightningCLI):
         parser.add_argument(
             "--keep_every_n_steps", type=int, default=0, help="Keep checkpoints of every so many steps for ever."
         )
+        parser.add_argument("--bad_steps", type=Policy, default="stop", help="Losses that are no number.")
+        parser.add_argument("--spike_nats", type=float | None, default=None, help="So far above usual is bad as well.")
+        parser.add_argument("--most_bad_steps", type=int, default=10, help="After so many of them training stops.")
         parser.add_argument("--threads", type=int | None, default=None, help="Threads of torch.")
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.model", "data.image_spec", compute_fn=_image_spec, apply_on="instantiate")
@@ -133,10 +138,11 @@ class Door(LightningCLI):
         metrics, save = Metrics(config.trainer.log_every_n_steps), _save_last(config)
         folder = RunFolder(resolved, self.anew)
         supply = [TellPacking(), Quarantine(), EndOfData()]
-        watch = [StopOnNaN(), WatchSight()]
+        watch = [BadSteps(config.bad_steps, config.spike_nats, config.most_bad_steps), WatchSight()]
         if not any(isinstance(callback, WatchRouting) for callback in given):  # the YAML's own has other limits
             watch.append(WatchRouting())
-        callbacks = [folder, metrics, *supply, Progress(), *watch, *given, Describe(model), Chance(), save]
+        end = [Describe(model), Chance(), save, Preemption(save)]
+        callbacks = [folder, metrics, *supply, Progress(), *watch, *given, *end]
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
@@ -150,8 +156,10 @@ class Door(LightningCLI):
             print(f"going on with {self.run_folder.last}", file=sys.stderr)
         try:
             self.trainer.fit(**arguments, weights_only=True)
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
+        except SystemExit as left:
+            if left.code == 1:  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
         except RuntimeError as error:
             raise lost_worker(error) or error from None
 

@@ -10,13 +10,11 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from mm1.batch import Batch
 from mm1.data.tokenizer import Tokenizer
@@ -118,37 +116,6 @@ class Evaluate(AfterSteps):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Metrics):
                 callback.restart_clock()
-
-
-class StopOnNaN(Callback):
-    """Stop before a loss that is no number reaches the weights, and keep the batch that made it."""
-
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        """Hold on to the batch."""
-        self.batch = batch
-
-    def on_before_backward(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
-    ) -> None:
-        """Look at the loss. On an accelerator this waits for it: the price of never training on a NaN.
-
-        Raises:
-            UserError: The loss is NaN or infinite.
-        """
-        if torch.isfinite(loss):
-            return
-        step = trainer.global_step + 1
-        run = Run(trainer.default_root_dir)
-        path = run.folder / "nan_batch.pt"
-        batch = self.batch.to("cpu")
-        torch.save({"step": step, **{f.name: getattr(batch, f.name) for f in fields(Batch)}}, path)
-        run.update(diverged=True)
-        raise UserError(
-            f"the loss of step {step} is {loss.item()}; its batch is in {path}, the weights before it are in the last "
-            f"checkpoint; expected a finite loss: try a lower model.optimizer.lr or a longer warmup_steps"
-        )
 
 
 class WatchSight(Callback):

@@ -74,6 +74,7 @@ class SaveLast(BetweenSteps):
                 f"keep_every_n_steps is {keep_every_n_steps}; expected a multiple of save_every_n_steps, which is "
                 f"{every_n_steps}"
             )
+        self.saved_step: int | None = None
         self.every_n_steps, self.keep_last, self.keep_every_n_steps = every_n_steps, keep_last, keep_every_n_steps
 
     def between(self, trainer: lightning.Trainer, step: int, last: bool) -> None:
@@ -85,6 +86,7 @@ class SaveLast(BetweenSteps):
         """Save now; what is no longer to be kept goes when the new one is whole."""
         run = Run(trainer.default_root_dir)
         save(trainer, run.last)
+        self.saved_step = step
         if not trainer.is_global_zero:
             return
         if self.keep_last > 1 or self._for_ever(step):
