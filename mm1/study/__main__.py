@@ -14,6 +14,7 @@ from mm1.study.arms import TRAINERS
 from mm1.study.claims import CLAIMS, claims
 from mm1.study.grid import grid
 from mm1.study.lr_law import lr_law
+from mm1.study.plan import plan
 from mm1.study.quickstart import WORLDS, quickstart
 from mm1.study.real_run import SIDES, real_run
 from mm1.study.report import compare
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _after_scoring(commands)
     _law(commands)
     _many_runs(commands)
+    _plan(commands)
     return top
 
 
@@ -153,6 +155,24 @@ def _many_runs(commands: Commands) -> None:
         command.add_argument("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
         command.add_argument("--device", choices=TRAINERS, default="cpu", help="where to train (%(default)s)")
         command.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of the {of}; default: all")
+
+
+def _plan(commands: Commands) -> None:
+    says = "memory, seconds, communication and days of a run before it starts, and the largest micro-batch that fits"
+    look = commands.add_parser("plan", help=says, description=says)
+    look.set_defaults(study=plan)
+    look.add_argument("--config", nargs="+", required=True, metavar="YAML", help="training YAML, or 30b and the like")
+    look.add_argument("--gpus", type=int, nargs="+", required=True, help="how many; several make a table")
+    look.add_argument("--gpu", default="h100", help="h100, h200, a100-80, or a YAML of its numbers (%(default)s)")
+    look.add_argument("--shard", type=int, help="ranks that share a copy of the model; default: all of a copy")
+    look.add_argument("--replicate", type=int, default=1, help="copies of the model (%(default)s)")
+    look.add_argument("--experts", type=int, default=1, help="ranks that share a layer's experts (%(default)s)")
+    look.add_argument("--tensor", type=int, default=1, help="1: training cuts no matrix over ranks")
+    look.add_argument("--tokens", type=float, help="positions to train on; default: the steps of the configuration")
+    look.add_argument("--rows", type=int, help="rows of a step; default: the configuration's")
+    look.add_argument("--micro-batches", type=int, help="of a step, likewise")
+    look.add_argument("--against", type=Path, help="run folder, or CSV with ms and peak_gib, to compare with")
+    look.add_argument("--out", type=Path, default=Path("runs/plan"), help="folder of plan.json, plan.png (%(default)s)")
 
 
 def _model(text: str) -> Model:

@@ -1,0 +1,220 @@
+"""Memory of one GPU by kind, at the backward pass's fullest moment: just begun, all activations there, few gradients.
+
+Weights, gradients and moments are counted parameter by parameter as FSDP2 cuts them (along the first axis, the first
+rank's part the largest); activations are what autograd keeps (:mod:`mm1.study.plan_kept`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm1.model.loss import CHUNK_TOKENS
+from mm1.model.moe.experts import Experts
+from mm1.model.moe.layer import Mixture, MoE
+from mm1.model.moe.routing import Places
+from mm1.study.plan_cards import GIB
+from mm1.study.plan_job import Job, Layout
+from mm1.study.plan_kept import kept_on_gpu
+
+# Share on top of all that is counted. Calibrated with docs/benchmarks/decoder.csv (`tests/mm1/study/test_plan.py` does
+# it again), where it also stands for what the backward pass of one layer has in its hands.
+MARGIN = 0.04
+IN_FLIGHT = 4  # units of FSDP2 at once, assumed: in use, gathered ahead, its gradient, one being reduced
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU.
+
+    Args:
+        weights: Kept between steps.
+        gradients: Of all that learns; whole ones where several micro-batches are added up before they are reduced.
+        optimizer: Two moments.
+        buffers: Gathered weights and gradients on their way; nothing on one GPU.
+        copies: Of weights in bf16, which autograd keeps where weights are in fp32: of all layers, or of the one that is
+            being recomputed.
+        row: Activations of each row of a micro-batch.
+        recomputed: Activations, per row, of the layer or block that is being recomputed.
+        row_parts: ``row`` by part: decoder, pictures, loss.
+        loss: Logits of one chunk and the gradient of the head.
+        alone: Whether gradients are there before the backward pass, because an earlier micro-batch left them.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    copies: float
+    row: float
+    recomputed: float
+    row_parts: dict[str, float]
+    loss: float
+    alone: bool = True
+
+    def kinds(self, rows: int) -> dict[str, float]:
+        """What stands in memory at the fullest moment, by kind; they add up to :meth:`peak`."""
+        found = {"weights": self.weights, "optimizer states": self.optimizer}
+        pictures = rows * self.row_parts["pictures"]
+        others = {
+            "activations": rows * (self.row - self.row_parts["pictures"]),
+            "pictures": pictures,
+            "recomputed layer": rows * self.recomputed,
+            "bf16 copies": self.copies,
+            "loss": self.loss,
+        }
+        # gradients take the place of activations: a step ends with all of the first and none of the second, and there
+        # AdamW takes as much again as one moment for its square roots
+        held, stepping = (0.0 if self.alone else self.gradients), 0.0
+        if self.gradients + self.optimizer / 2 > held + sum(others.values()):
+            others, held, stepping = dict.fromkeys(others, 0.0), self.gradients, self.optimizer / 2
+        found |= {"gradients": held, "in the optimizer": stepping, **others, "gathered": self.buffers}
+        return {**found, "margin": MARGIN * sum(found.values())}
+
+    def peak(self, rows: int) -> float:
+        """Bytes at the fullest moment."""
+        return sum(self.kinds(rows).values())
+
+    def rows(self, memory_gib: float) -> int:
+        """The largest micro-batch that fits, in rows; 0 if none does."""
+        rows = 0
+        while rows < 4096 and self.peak(rows + 1) <= memory_gib * GIB:
+            rows += 1
+        return rows
+
+
+def memory(job: Job, on: Layout) -> Memory:
+    """What one GPU holds."""
+    size = job.weight_bytes
+    learns = [p for p in job.model.parameters() if p.requires_grad]
+    experts = {id(p) for layer in _experts(job.model) for p in layer.parameters()}
+    cut = partial(_local, on=on, experts=experts)
+    whole_gradients = job.micro_batches > 1 and on.gpus > 1
+    gradients = sum(p.numel() / (on.experts if id(p) in experts else 1) if whole_gradients else cut(p) for p in learns)
+    parts, recomputed, copies = _row(job, on)
+    model, head = job.model, job.model.decoder.head_VD
+    logits = min(CHUNK_TOKENS, job.row_tokens) * model.decoder.vocabulary * (4 + 2)
+    return Memory(
+        weights=size * sum(map(cut, model.parameters())),
+        gradients=size * gradients,
+        optimizer=2 * size * sum(map(cut, learns)),
+        buffers=_buffers(job, on, experts),
+        copies=copies,
+        row=sum(parts.values()),
+        recomputed=recomputed,
+        row_parts=parts,
+        loss=logits + (4 + size) * head.numel(),
+        alone=job.micro_batches == 1,
+    )
+
+
+def _experts(model: nn.Module) -> list[Experts]:
+    return [module for module in model.modules() if isinstance(module, Experts)]
+
+
+def _local(parameter: Tensor, on: Layout, experts: set[int]) -> int:
+    """Numbers of a parameter on the first rank, which has the largest part."""
+    shape = [*parameter.shape] or [1]
+    if id(parameter) in experts and on.experts > 1:
+        return shape[0] // on.experts * -(-shape[1] // (on.shard // on.experts)) * prod(shape[2:])
+    return -(-shape[0] // on.shard) * prod(shape[1:])
+
+
+def _buffers(job: Job, on: Layout, experts: set[int]) -> float:
+    if on.shard == 1:
+        return 0.0
+
+    def gathered(unit: nn.Module | Iterable[Tensor]) -> float:
+        found = unit.parameters() if isinstance(unit, nn.Module) else unit
+        return sum(p.numel() / (on.experts if id(p) in experts else 1) for p in found)
+
+    model = job.model
+    units = [*model.vision.blocks, model.connector, *model.decoder.layers]
+    inner = {id(p) for unit in units for p in unit.parameters()}
+    outer = gathered(p for p in model.parameters() if id(p) not in inner)  # the root stays gathered
+    return job.weight_bytes * (2 * outer + IN_FLIGHT * max(map(gathered, units)))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a part keeps: for each row, whatever the rows, and of its input for each row."""
+
+    row: float
+    fixed: float
+    entry: float
+
+
+def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, float]:
+    """Activations of a row by part, those of the largest piece that is recomputed, and copies of weights, in bytes."""
+    decoder, vision = job.model.decoder, job.model.vision
+    layers = _layers(job, on)
+    if decoder.checkpointing:
+        kept, recomputed = sum(layer.entry for layer in layers), max(layer.row for layer in layers)
+        copies = max(layer.fixed for layer in layers)
+    else:
+        kept, recomputed = sum(layer.row for layer in layers), 0.0
+        copies = sum(layer.fixed for layer in layers)
+    parts = {"decoder": kept, "loss": 3 * layers[0].entry, "pictures": 0.0}  # the last answer, normed; its gradient
+    if not job.images:
+        return parts, recomputed, copies
+    pixels = job.images * 3 * vision.image_px**2 * (4 + 2 * job.mixed)
+    block = _keep(job, vision.blocks[0], lambda part, x: part(x), (job.images, vision.grid**2 + 1, vision.width))
+    grid = (job.images, vision.grid**2, vision.width)
+    connector = _keep(job, job.model.connector, lambda part, x: part(x), grid, compiled=False)
+    parts["pictures"] = pixels + connector.row
+    copies += connector.fixed
+    if any(p.requires_grad for p in vision.parameters()):
+        again, blocks = checkpoints(vision), len(vision.blocks)
+        parts["pictures"] += blocks * (block.entry if again else block.row)
+        recomputed = max(recomputed, block.row if again else 0.0)
+        copies += 0.0 if again else blocks * block.fixed
+    return parts, recomputed, copies
+
+
+def _layers(job: Job, on: Layout) -> list[_Kept]:
+    """Of each layer of the decoder; one of each kind is looked at."""
+    known: dict[str, _Kept] = {}
+    found = []
+    for layer in job.model.decoder.layers:
+        kind = str([(name, tuple(p.shape)) for name, p in layer.named_parameters()])
+        if kind not in known:
+            kept = _keep(job, layer, partial(_layer, job), (1, job.row_tokens, job.model.decoder.width))
+            away = sum(p.numel() for experts in _experts(layer) for p in experts.parameters()) * (1 - 1 / on.experts)
+            known[kind] = _Kept(kept.row, max(0.0, kept.fixed - 2 * away), kept.entry)
+        found.append(known[kind])
+    return found
+
+
+def _keep(job: Job, part: nn.Module, call: Any, shape: tuple[int, ...], compiled: bool | None = None) -> _Kept:
+    """Of a row and of two; what both have in common is not the rows'."""
+    compiled = job.compiled if compiled is None else compiled
+    keep = partial(kept_on_gpu, part, call, dtype=job.dtype, autocast=job.mixed, compiled=compiled)
+    one, two = keep(shape), keep((2 * shape[0], *shape[1:]))
+    return _Kept(float(two - one), float(2 * one - two), float(job.weight_bytes * prod(shape)))
+
+
+def checkpoints(vision: Any) -> bool:
+    """Whether the encoder recomputes its blocks: open_clip's and timm's towers note it in different places."""
+    places = (vision.visual, getattr(vision.visual, "transformer", None))
+    return any(getattr(place, "grad_checkpointing", False) for place in places if place is not None)
+
+
+def _layer(job: Job, layer: nn.Module, x_BTD: Tensor) -> tuple[Tensor, ...]:
+    decoder = job.model.decoder
+    ones_BT = torch.ones(x_BTD.shape[:2], dtype=torch.int64)
+    rotation = decoder.rope.rotation(ones_BT, ones_BT, decoder.head_width, decoder.rope_base)
+    mask = torch.ones(len(x_BTD), 1, 1, x_BTD.shape[1], dtype=torch.bool)
+    answer, stats = layer(x_BTD, rotation, mask, Places.of_text(ones_BT > 0))
+    return (answer,) if stats is None else (answer, stats.loss)
+
+
+def sparse(job: Job) -> list[MoE]:
+    """Sparse layers that have experts to travel to."""
+    layers = (layer.ffn for layer in job.model.decoder.layers)
+    return [ffn for ffn in layers if isinstance(ffn, Mixture) and isinstance(ffn, MoE)]

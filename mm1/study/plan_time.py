@@ -1,0 +1,121 @@
+"""Seconds of a step: FLOPs by kind of work at the rate of that kind, bytes over links, and what hides behind what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mm1.model.count import flops
+from mm1.study.plan_cards import RATES, Card
+from mm1.study.plan_job import Job, Layout
+from mm1.study.plan_memory import Memory, checkpoints, sparse
+
+
+@dataclass(frozen=True)
+class Time:
+    """One optimizer step on one GPU.
+
+    Args:
+        flops: By kind of work, those that the model needs.
+        recomputed: The same, done a second time because activations were not kept.
+        compute_s: By kind of work, recomputing included, and the optimizer.
+        bytes: That a GPU sends, by kind of communication.
+        link_s: Seconds of each.
+        waiting_s: Communication that compute does not hide: what FSDP2 has beyond it, and all exchanges of experts.
+    """
+
+    flops: dict[str, float]
+    recomputed: dict[str, float]
+    compute_s: dict[str, float]
+    bytes: dict[str, float]
+    link_s: dict[str, float]
+    waiting_s: float
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return sum(self.compute_s.values()) + self.waiting_s
+
+
+def time(job: Job, on: Layout, card: Card, memory: Memory) -> Time:
+    """What a step of ``job`` takes."""
+    rows = job.rows(on.gpus) * job.micro_batches
+    work = _work(job, rows)
+    again = _again(job, work)
+    slower = 1.0 if job.compiled else RATES["eager"].share
+    compute = {kind: (work[kind] + again[kind]) / (RATES[kind].share * slower * card.tflops * 1e12) for kind in work}
+    # AdamW reads weight, gradient and two moments and writes back all but the gradient; clipping reads and writes it
+    moved = 7 / 3 * (memory.optimizer * 1.5) + 3 * memory.optimizer / 2
+    compute["optimizer"] = moved / (RATES["optimizer"].share * card.memory_gb_s * 1e9)
+    sent = _sent(job, on, memory, rows)
+    speeds = _speeds(on, card)
+    link = {kind: bytes / speeds[kind] for kind, bytes in sent.items()}
+    hidden = sum(seconds for kind, seconds in link.items() if kind != "experts")
+    before = sum(seconds for kind, seconds in compute.items() if kind != "optimizer")
+    return Time(work, again, compute, sent, link, max(0.0, hidden - before) + link["experts"])
+
+
+def _work(job: Job, rows: int) -> dict[str, float]:
+    """FLOPs of forward and backward by kind of work; rows are full, one document each, all text learned."""
+    counted, positions = flops(job.model), rows * job.row_tokens
+    pictures = rows * job.images
+    texts = positions - pictures * job.model.connector.tokens
+    spent = [min(window or job.row_tokens, job.row_tokens) for window in counted.windows_L]
+    keys = sum(rows * (seen * (seen + 1) / 2 + (job.row_tokens - seen) * seen) for seen in spent)
+    experts = 2.0 * sum(3 * ffn.experts.down[0].numel() * ffn.router.top_k for ffn in sparse(job))
+    vision = (3 if counted.vision_learns else 1) * counted.vision + 3 * counted.connector
+    return {
+        "decoder": 3 * (positions * (counted.position - experts) + max(0, texts) * counted.target),
+        "experts": 3 * positions * experts,
+        "attention": 3 * keys * counted.key,
+        "encoder": pictures * vision,
+    }
+
+
+def _again(job: Job, work: dict[str, float]) -> dict[str, float]:
+    """A third of forward and backward is forward; the head is not recomputed, a difference that is left out."""
+    decoder = 1 / 3 if job.model.decoder.checkpointing else 0.0
+    vision = checkpoints(job.model.vision) and any(p.requires_grad for p in job.model.vision.parameters())
+    return {kind: value * ((1 / 3) * vision if kind == "encoder" else decoder) for kind, value in work.items()}
+
+
+def _sent(job: Job, on: Layout, memory: Memory, rows: int) -> dict[str, float]:
+    """Bytes that leave a GPU in a step."""
+    size, whole = job.weight_bytes, sum(p.numel() for p in job.model.parameters())
+    learns = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    stacks = sum(p.numel() for ffn in sparse(job) for p in ffn.experts.parameters())
+    if on.experts > 1:  # a rank gathers the experts of its place alone, over the ranks that are left
+        rest = on.shard // on.experts
+        part, others = (whole - stacks) * _ring(on.shard), stacks / on.experts * _ring(rest)
+        gather, reduce = part + others, (learns - stacks) * _ring(on.shard) + others
+    else:
+        gather, reduce = whole * _ring(on.shard), learns * _ring(on.shard)
+    visits = sum(ffn.router.top_k for ffn in sparse(job))
+    ways = 4 + (2 if job.model.decoder.checkpointing else 0)  # there and back, forward and backward, and recomputed
+    away = _ring(on.experts) * visits * rows * job.row_tokens * job.model.decoder.width * 2
+    return {
+        "all-gather": 2 * job.micro_batches * size * gather,  # forward, and again backward
+        "reduce-scatter": size * reduce,
+        "replicas": 2 * _ring(on.replicate) * memory.optimizer / 2,
+        "experts": ways * away,
+    }
+
+
+def _ring(ranks: int) -> float:
+    return (ranks - 1) / ranks
+
+
+def _speeds(on: Layout, card: Card) -> dict[str, float]:
+    """Bytes a second of each GPU: within a machine as long as all that take part stand in one.
+
+    Beyond, what is gathered enters a machine once, by all its ports together, and is handed on inside; what copies of a
+    model add up and what experts exchange goes through each GPU's own port.
+    """
+    inside = card.node_gb_s * RATES["node"].share * 1e9
+    port = card.net_gb_s * RATES["net"].share * 1e9
+    together = inside if on.shard <= card.node_gpus else min(inside, card.node_gpus * port)
+    return {
+        "all-gather": together,
+        "reduce-scatter": together,
+        "replicas": inside if on.gpus <= card.node_gpus else port,
+        "experts": inside if on.experts <= card.node_gpus else port,
+    }
