@@ -55,7 +55,7 @@ class ExpertChoice(LinearRouter):
         super().__init__(width, experts, top_k)
         self.group, self.at_inference = group, at_inference
         self.register_buffer("threshold_E", torch.empty(experts))  # zero before it was ever measured
-        self.register_buffer("last_E", torch.empty(experts), persistent=False)
+        self.register_buffer("last_E", torch.empty(experts))  # of the last micro-batch
         _warn(at_inference)
 
     def forward(self, x_BTD: Tensor, places: Places) -> Routing:

@@ -10,6 +10,7 @@ from mm1.batch import IMAGE, Batch, targets_of
 from mm1.model.build import build
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.routers import TopK
+from mm1.model.stored import fill
 from tests.mm1.model.moe.reference import concrete
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -64,6 +65,8 @@ def test_a_recipe_builds_without_memory_and_learns(recipe):
             tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
     model.init_weights(0)
     assert all(torch.isfinite(tensor).all() for tensor in everything)
+    fill(again := build(recipe), model.state_dict(), recipe.stem)
+    assert not any(tensor.is_meta for tensor in [*again.parameters(), *again.buffers()])
     torch.manual_seed(0)
     before = step(model)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
