@@ -59,15 +59,15 @@ class Topology(TopK):
         """Route every position."""
         logits_BTE = self.logits(x_BTD)
         shares_BTE = logits_BTE.softmax(-1)
-        seen_BTE = self._within_reach(shares_BTE) if self.training else shares_BTE
+        seen_BTE = self._within_reach(shares_BTE, places.valid_BT) if self.training else shares_BTE
         weights_MK, experts_MK = seen_BTE.flatten(0, 1).topk(self.top_k)
         if self.renormalise:
             weights_MK = weights_MK / weights_MK.sum(-1, keepdim=True)
         return Routing(TokenChoice(experts_MK, weights_MK), logits_BTE, shares_BTE)
 
-    def _within_reach(self, shares_BTE: Tensor) -> Tensor:
-        """Shares, minus one at experts that a token may not visit."""
-        rows, positions, experts = shares_BTE.shape
+    def _within_reach(self, shares_BTE: Tensor, valid_BT: Tensor) -> Tensor:
+        """Shares, minus one at experts that a token may not visit; padding stays at home."""
+        rows, _, experts = shares_BTE.shape
         device = shares_BTE.device
         node_E = torch.arange(experts, device=device) * self.nodes // experts
         home_B = torch.arange(rows, device=device) % self.nodes
@@ -75,10 +75,10 @@ class Topology(TopK):
         near_B1E = (node_E == home_B.unsqueeze(-1)).unsqueeze(1)
         chosen_BTK = shares_BTE.detach().topk(self.top_k)
         far_BTK = ~near_B1E.expand_as(shares_BTE).gather(-1, chosen_BTK.indices)
-        strength_BC = chosen_BTK.values.where(far_BTK, -1.0).flatten(1)
+        strength_BC = chosen_BTK.values.where(far_BTK & valid_BT.unsqueeze(-1), -1.0).flatten(1)
         order_BC = strength_BC.argsort(dim=1, descending=True, stable=True)
-        limit = int(self.far_share * positions * self.top_k)
-        first_BC = (torch.arange(order_BC.shape[1], device=device) < limit).expand_as(order_BC)
+        limit_B1 = (self.far_share * valid_BT.sum(1, keepdim=True) * self.top_k).floor()
+        first_BC = torch.arange(order_BC.shape[1], device=device) < limit_B1
         kept_BC = torch.zeros_like(first_BC).scatter(1, order_BC, first_BC)
         kept_BTE = torch.zeros_like(shares_BTE, dtype=torch.bool)
         kept_BTE = kept_BTE.scatter(-1, chosen_BTK.indices, kept_BC.view_as(far_BTK) & far_BTK)

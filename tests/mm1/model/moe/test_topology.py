@@ -47,6 +47,19 @@ def test_no_more_than_the_share_leaves_the_machine(far_share: float, home: int |
         assert not len(stayed) or stayed.min() >= lost.max()
 
 
+def test_padding_takes_nobody_s_way_to_another_machine() -> None:
+    layer = router(0.25).train()
+    x_BTD = torch.randn(4, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(0))
+    valid_BT = torch.ones(4, POSITIONS, dtype=torch.bool)
+    valid_BT[:, 20:] = False
+    louder = x_BTD.where(valid_BT.unsqueeze(-1), 10 * x_BTD)
+    found = [layer(x, Places.of_text(valid_BT)).choice.experts_MK.view(4, POSITIONS, TOP_K) for x in (x_BTD, louder)]
+    assert torch.equal(*(experts_BTK[:, :20] for experts_BTK in found))
+    home_B = torch.arange(4) % 2
+    far_BTK = found[1] // 4 != home_B.view(4, 1, 1)
+    assert far_BTK.sum((1, 2)).tolist() == [int(0.25 * 20 * TOP_K)] * 4
+
+
 def test_without_a_limit_it_is_top_k() -> None:
     x_BTD = torch.randn(4, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(0))
     plain = TopK(WIDTH, EXPERTS, TOP_K)
