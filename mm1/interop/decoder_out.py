@@ -133,7 +133,7 @@ def _meaning(arguments: Mapping[str, Any]) -> dict[str, Any]:
     moe, every, dense = said.pop("moe"), said.pop("moe_every"), said.pop("dense_layers")
     said["sparse layers"] = [n for n in layers if moe and (n + 1) % every == 0 and n not in dense]
     inner = dict(moe["init_args"]) if moe else {}
-    said["expert_width"] = moe and (inner.pop("expert_width") or said["ffn_width"])
+    said["expert_width"] = moe and (inner.pop("expert_width", None) or said["ffn_width"])
     said["moe"] = moe and [moe["class_path"], {key: inner[key] for key in inner if key not in TRAINING}]
     return said
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.nn.functional import pad
 
 import mm1
@@ -20,6 +21,7 @@ from mm1.interop.__main__ import main
 from mm1.interop.export import export
 from mm1.interop.origin import Origin
 from mm1.model import stored
+from mm1.model.build import build
 from tests.mm1.data.hf_folders import KINDS, write
 from tests.mm1.interop.exported import checkpoint, tokenizer
 
@@ -121,6 +123,21 @@ def test_a_tokenizer_is_the_same_after_an_export_for_transformers(
     own = tokenizer(kind, tmp_path / kind, grown)
     folder = export(checkpoint(tmp_path / "a.ckpt", own, padding=padding), tmp_path / "out", to="transformers")
     assert stored.read(folder).tokenizer == own.proto
+
+
+def test_a_mixture_that_no_family_has_stays_ours(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    found = torch.load(tiny_checkpoint, weights_only=True)
+    tree = yaml.safe_load(found["mm1"]["model"])
+    soft = {"class_path": "mm1.model.moe.soft.SoftMixture", "init_args": {"experts": 2}}
+    tree["init_args"]["decoder"]["init_args"] |= {"moe": soft, "moe_every": 1}
+    model = build(tree).to_empty(device="cpu")
+    model.init_weights(0)
+    found["mm1"]["model"] = yaml.safe_dump(tree)
+    found["state_dict"] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save(found, tmp_path / "soft.ckpt")
+    with pytest.raises(UserError, match="no family of open decoders computes what this one does"):
+        export(tmp_path / "soft.ckpt", tmp_path / "theirs", to="decoder")
+    assert export(tmp_path / "soft.ckpt", tmp_path / "ours").is_dir()
 
 
 def test_without_transformers_its_export_is_refused_and_ours_is_not(tiny_checkpoint: Path, tmp_path: Path) -> None:
