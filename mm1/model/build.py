@@ -13,6 +13,7 @@ from mm1.errors import UserError, sentence
 from mm1.model.mm1 import MM1
 
 Part = TypeVar("Part")
+MOVED = "renormalise"
 
 
 def build(config: dict[str, Any] | str | Path, device: str = "meta") -> MM1:
@@ -35,7 +36,7 @@ def build_part(value: Any, kind: type[Part], device: str = "meta", origin: str =
     parser.add_argument("--model", type=kind, required=True)
     try:
         with torch.device(device):
-            return parser.instantiate(parser.parse_object({"model": value})).model
+            return parser.instantiate(parser.parse_object({"model": modern(value)})).model
     except ArgumentError as error:
         raise UserError(f"{origin} does not describe a model: {sentence(error)}") from None
 
@@ -49,9 +50,27 @@ def resolve(value: Any, kind: type, origin: str = "the model configuration") -> 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--model", type=kind, required=True)
     try:
-        return parser.parse_object({"model": value}).as_dict()["model"]
+        return parser.parse_object({"model": modern(value)}).as_dict()["model"]
     except ArgumentError as error:
         raise UserError(f"{origin} does not describe a model: {sentence(error)}") from None
+
+
+def modern(tree: Any) -> Any:
+    """A class-path tree as this version has it: checkpoints keep every argument, also where it has moved since.
+
+    ``renormalise`` was the sparse layer's own before there were routers; now it is its router's.
+    """
+    if isinstance(tree, list):
+        return [modern(part) for part in tree]
+    if not isinstance(tree, dict):
+        return tree
+    tree = {key: modern(value) for key, value in tree.items()}
+    arguments = tree.get("init_args")
+    if tree.get("class_path") == "mm1.model.moe.layer.MoE" and isinstance(arguments, dict) and MOVED in arguments:
+        rest = {key: value for key, value in arguments.items() if key != MOVED}
+        router = {"class_path": "mm1.model.moe.routers.TopK", "init_args": {MOVED: arguments[MOVED]}}
+        tree["init_args"] = {"router": router, **rest}
+    return tree
 
 
 def read(path: str | Path) -> Any:

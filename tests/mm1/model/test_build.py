@@ -17,6 +17,13 @@ def test_every_yaml_builds_without_memory(model_configs):
         assert all(tensor.is_meta for tensor in [*mm1.parameters(), *mm1.buffers()])
 
 
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_a_sparse_layer_of_an_older_checkpoint_still_builds(config, renormalise):
+    old = config(experts=4)
+    old["init_args"]["decoder"]["init_args"]["moe"]["init_args"]["renormalise"] = renormalise
+    assert build(old).decoder.layers[1].ffn.router.renormalise is renormalise
+
+
 def test_a_model_can_be_built_where_it_will_stay(config):
     mm1 = build(config(), device="cpu")
     mm1.init_weights(0)
