@@ -100,8 +100,8 @@ class Metrics(Callback):
         empty = [0.0] * (len(PARTS) + len(self.sources) * len(COUNTS))
         self.sums = torch.tensor(self.totals or empty, dtype=torch.float64, device=pl_module.device)
         self.step = torch.zeros_like(self.sums)
-        self.shape = torch.zeros(3, dtype=torch.float64, device=pl_module.device)  # rows, positions, pictures
-        self.logged = (self.time_s, float(self.sums[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum()))
+        self.shape = [0, 0, 0]  # rows, positions, pictures; on the host, since bringing numbers to a GPU waits for it
+        self.logged = (self.time_s, self._positions(), self._spent())
         layers = enumerate(pl_module.model.decoder.layers)
         self.routing = RoutingWindow([i for i, layer in layers if isinstance(layer.ffn, Mixture)], self.sources)
         self.restart_clock()
@@ -135,33 +135,36 @@ class Metrics(Callback):
         assert isinstance(pl_module, Objective)
         self.step += torch.cat([self._flops_of(batch), _counts(batch).flatten()])
         rows, images = batch.tokens_BT.shape[0], batch.images_ICHW.shape[0]
-        self.shape += self.shape.new_tensor([rows, batch.tokens_BT.numel(), images])
+        self.shape = [
+            so_far + more for so_far, more in zip(self.shape, (rows, batch.tokens_BT.numel(), images), strict=True)
+        ]
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self.epochs = batch.state["epochs"] if batch.state else {}
-        step, shape = pl_module.over_ranks(self.step), pl_module.over_ranks(self.shape)
+        step = pl_module.over_ranks(self.step)
         self.sums += step
         assert pl_module.step_sums is not None
         self.routing.add(pl_module.step_sums)
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
-            self._log(trainer, pl_module, step, shape)
+            self._log(trainer, pl_module, step)
         now_s = time.monotonic()
         self.time_s, self.mark_s = self.time_s + now_s - self.mark_s, now_s
         self.step.zero_()
-        self.shape.zero_()
+        self.shape = [0, 0, 0]
 
-    def _log(self, trainer: lightning.Trainer, module: Objective, step: Tensor, shape: Tensor) -> None:
+    def _log(self, trainer: lightning.Trainer, module: Objective, step: Tensor) -> None:
         losses = _losses(module, self.sources)
-        rows, places, images = shape.tolist()
+        rows, places, images = module.over_ranks(torch.tensor(self.shape, device=module.device)).tolist()
         counted = step[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum().item()
         time_s = self.time_s + time.monotonic() - self.mark_s
-        positions = self._positions()
-        speed = (positions - self.logged[1]) / max(1e-9, time_s - self.logged[0])
-        self.logged = (time_s, positions)
+        now = (time_s, self._positions(), self._spent())
+        seconds, positions, spent = (after - before for after, before in zip(now, self.logged, strict=True))
+        self.logged = now
         values = {
             **losses,
             **self.rates,
-            "positions_per_s": speed,
+            "positions_per_s": positions / max(1e-9, seconds),
+            "tflops": spent / max(1e-9, seconds) / trainer.world_size / 1e12,
             "padding": 1 - counted / places,
             "images_per_row": images / rows,
             **self._mix(),
@@ -176,6 +179,9 @@ class Metrics(Callback):
 
     def _positions(self) -> float:
         return float(self._by_source()[:, -1].sum())
+
+    def _spent(self) -> float:
+        return float(self.sums[: len(PARTS)].sum())
 
     def _by_source(self) -> Tensor:
         return self.sums[len(PARTS) :].view(-1, len(COUNTS)).cpu()

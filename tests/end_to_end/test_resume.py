@@ -22,7 +22,7 @@ from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
 from tests.conftest import fit, run_config
 
-CLOCK = ("time_s", "positions_per_s")
+CLOCK = ("time_s", "positions_per_s", "tflops")
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
