@@ -194,6 +194,15 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
         found = MM1Output(loss, logits, past_key_values, hidden, features_IND)
         return found if return_dict else found.to_tuple()
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it.
+
+        Raises:
+            UserError: A router of the model looks beyond the tokens so far.
+        """
+        self.model.decoder.check_generates()
+        return super().generate(*args, **kwargs)
+
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """The tokens [I, N, D] of pictures uint8[I, 3, S, S]."""
         return self.model.encode_images(pixel_values)

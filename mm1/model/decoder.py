@@ -208,17 +208,25 @@ class Decoder(nn.Module):
             cache.length += x_BTD.shape[1]
         return Output(self.norm(x_BTD), RouterStats.over_layers(routers, x_BTD))
 
-    def new_cache(self, rows: int, tokens: int) -> KVCache:
-        """An empty cache for ``rows`` rows of at most ``tokens`` positions, where and as the weights are.
+    def check_generates(self) -> None:
+        """Refuse to go on token by token where a router has to see later ones.
 
         Raises:
-            UserError: What becomes of a position depends on later ones, so nothing can be read token by token.
+            UserError: What becomes of a position depends on later ones.
         """
         if not all(layer.ffn.causal for layer in self.layers if isinstance(layer.ffn, Mixture)):
             raise UserError(
                 "a router of this model looks beyond the tokens so far, so it cannot generate; expected one that does "
                 "not, such as ExpertChoice with at_inference: threshold in evaluation mode (model.decoder.moe.router)"
             )
+
+    def new_cache(self, rows: int, tokens: int) -> KVCache:
+        """An empty cache for ``rows`` rows of at most ``tokens`` positions, where and as the weights are.
+
+        Raises:
+            UserError: What becomes of a position depends on later ones, so nothing can be read token by token.
+        """
+        self.check_generates()
         weight = self.norm.weight
         shape = (len(self.layers), rows, self.kv_heads, tokens, self.head_width)
         segments_BT = torch.zeros(rows, tokens, dtype=torch.int64, device=weight.device)

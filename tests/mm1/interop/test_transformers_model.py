@@ -266,6 +266,19 @@ def test_an_untrained_model_is_filled_by_mm1s_rule(opened: Opened) -> None:
     assert all(torch.equal(made.model.state_dict()[name], value) for name, value in seeded.state_dict().items())
 
 
+def test_what_sees_the_future_reads_and_does_not_generate(tmp_path: Path) -> None:
+    init = {"at_inference": "batch"}
+    router = {"class_path": "mm1.model.moe.routers.ExpertChoice", "init_args": init}
+    moe = {"class_path": "mm1.model.moe.layer.MoE", "init_args": {"experts": 4, "router": router}}
+    stored = checkpoint(tmp_path / "x.ckpt", tokenizer("sentencepiece", tmp_path), moe=moe, moe_every=2)
+    export(stored, tmp_path / "folder", to="transformers")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "folder")
+    ids = torch.arange(4, 12)[None]
+    assert model(input_ids=ids).logits.isfinite().all()
+    with pytest.raises(UserError, match="looks beyond the tokens so far, so it cannot generate"):
+        model.generate(input_ids=ids, max_new_tokens=2)
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small model."""
