@@ -1,0 +1,275 @@
+"""A plan against arithmetic done here, against what autograd keeps of real models, and against runs on a GPU."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from mm1.errors import UserError
+from mm1.model.build import build
+from mm1.model.count import parameters
+from mm1.model.decoder import Decoder
+from mm1.model.ffn import SwiGLU
+from mm1.model.moe.layer import MoE
+from mm1.model.moe.routing import Places
+from mm1.study.__main__ import parser
+from mm1.study.plan import compare, make, plan
+from mm1.study.plan_cards import CARDS, GIB, RATES, card
+from mm1.study.plan_job import Job, job, layout
+from mm1.study.plan_kept import kept_bytes, kept_on_gpu
+from mm1.study.plan_memory import MARGIN, memory
+from mm1.study.plan_time import time
+
+ROOT = Path(__file__).resolve().parents[3]
+DENSE, SPARSE = (ROOT / "configs" / "train" / f"tiny{kind}_pretrain.yaml" for kind in ("", "_moe"))
+BENCHMARK = {"rows": 4, "tokens": 4096, "width": 2048, "layers": 24, "ffn": 5504, "vocabulary": 32064}
+
+
+def call(decoder: Decoder, layer: nn.Module, x_BTD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A layer of a decoder on packed rows."""
+    ones_BT = torch.ones(x_BTD.shape[:2], dtype=torch.int64)
+    rotation = decoder.rope.rotation(ones_BT, ones_BT, decoder.head_width, decoder.rope_base)
+    mask = torch.ones(len(x_BTD), 1, 1, x_BTD.shape[1], dtype=torch.bool)
+    answer, stats = layer(x_BTD, rotation, mask, Places.of_text(ones_BT > 0))
+    return (answer,) if stats is None else (answer, stats.loss)
+
+
+def decoder_of(width: int, heads: int, ffn: int, moe: object = None) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(100, width=width, layers=2, heads=heads, ffn_width=ffn, moe=moe)  # type: ignore[arg-type]
+
+
+def test_states_are_parameters_times_bytes() -> None:
+    of = job(DENSE)
+    total = sum(p.numel() for p in build(ROOT / "configs/model/tiny.yaml").parameters())
+    held = memory(of, layout(1, 1, None, 1))
+    assert total == parameters(of.model).total
+    assert held.weights == held.gradients == 4 * total
+    assert held.optimizer == 8 * total
+    assert held.buffers == 0
+
+
+def test_ranks_share_weights_and_copies_do_not() -> None:
+    of = job(DENSE, rows=8)
+    one, four, copies = (memory(of, layout(*on, None, 1)) for on in ((1, 1), (4, 1), (4, 4)))
+    padding = 4 * 4 * 3 * sum(p[0].numel() for p in of.model.parameters() if p.ndim)
+    assert one.weights / 4 <= four.weights <= one.weights / 4 + padding
+    assert copies.weights == one.weights
+    assert copies.buffers == 0 < four.buffers
+
+
+def test_experts_on_several_ranks() -> None:
+    of = job(SPARSE, rows=8)
+    stacks = 4 * sum(p.numel() for name, p in of.model.named_parameters() if ".experts." in name)
+    apart, together = (memory(of, layout(2, 1, None, experts)) for experts in (2, 1))
+    assert apart.weights == pytest.approx(together.weights, rel=0.01)
+    assert apart.buffers < together.buffers  # nothing of them is gathered
+    assert stacks / 2 < apart.weights < memory(of, layout(1, 1, None, 1)).weights - stacks / 2
+
+
+def test_earlier_micro_batches_leave_whole_gradients() -> None:
+    of = job(DENSE, rows=8, micro_batches=2)
+    total = sum(p.numel() for p in of.model.parameters())
+    assert memory(of, layout(4, 1, None, 1)).gradients == 4 * total
+
+
+def test_frozen_parts_have_no_gradients(tmp_path: Path) -> None:
+    config = yaml.safe_load(DENSE.read_text())
+    config["model"]["optimizer"]["parts"] = {"vision": {"frozen": True}}
+    config["model"]["model"] = yaml.safe_load((ROOT / "configs/model/tiny.yaml").read_text())
+    config["data"] = {"row_tokens": 128, "rows_per_step": 8, "images_per_row": 2}
+    (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(config))
+    of = job(tmp_path / "frozen.yaml")
+    held = memory(of, layout(1, 1, None, 1))
+    vision = 4 * sum(p.numel() for p in of.model.vision.parameters())
+    assert held.gradients == held.weights - vision
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_more_gpus_need_less_of_each(checkpointing: bool) -> None:
+    of = job(SPARSE, rows=32)
+    of.model.decoder.checkpointing = checkpointing
+    plans = [make(of, layout(gpus, 1, None, 2), CARDS["h100"], 1e9) for gpus in (2, 4, 8, 16)]
+    for fewer, more in pairwise(plans):
+        assert more.memory.weights < fewer.memory.weights
+        assert more.peak_gib < fewer.peak_gib
+        assert sum(more.time.compute_s.values()) < sum(fewer.time.compute_s.values())
+    rows = [plans[0].memory.peak(rows) for rows in (1, 2, 4)]
+    assert rows == sorted(rows)
+
+
+def test_checkpointing_keeps_less_and_computes_more() -> None:
+    plans = []
+    for again in (False, True):
+        of = job(DENSE, rows=8)
+        of.model.decoder.checkpointing = again
+        plans.append(make(of, layout(1, 1, None, 1), CARDS["h100"], 1e9))
+    kept, recomputed = plans
+    assert recomputed.memory.row_parts["decoder"] < kept.memory.row_parts["decoder"]
+    assert recomputed.time.step_s > kept.time.step_s
+    assert recomputed.time.flops == kept.time.flops
+
+
+def test_kinds_add_up_and_the_largest_micro_batch_is_the_last_that_fits() -> None:
+    of = make(job("30b" if Path("configs").exists() else ROOT / "configs/train/pretrain_30b.yaml"),
+              layout(512, 1, None, 1), CARDS["h100"], 1e12)  # fmt: skip
+    assert sum(of.memory.kinds(3).values()) == of.memory.peak(3)
+    assert of.memory.peak(of.largest) <= 79.1 * GIB < of.memory.peak(of.largest + 1)
+    assert of.memory.weights == pytest.approx(4 * 31.09e9 / 512, rel=0.03)  # first axes that 512 does not divide
+    assert sum(of.time.flops.values()) == pytest.approx(6 * 30e9 * 4096, rel=0.15)
+
+
+@pytest.mark.parametrize("part", ["feed-forward", "connector", "block"])
+def test_kept_is_what_autograd_keeps_of_a_real_model(part: str) -> None:
+    model = build(ROOT / "configs/model/tiny.yaml").to_empty(device="cpu")
+    model.init_weights(0)
+    vision, width = model.vision, model.decoder.width
+    module, shape = {
+        "feed-forward": (SwiGLU(width, 96), (2, 16, width)),
+        "connector": (model.connector, (3, vision.grid**2, vision.width)),
+        "block": (vision.blocks[0], (3, vision.grid**2 + 1, vision.width)),
+    }[part]
+    x = torch.randn(shape, requires_grad=True)
+    real = kept_bytes(lambda: module(x), [*module.parameters(), *module.buffers()])
+    apart = kept_bytes(lambda: module(x), [*module.parameters(), *module.buffers(), x]) + x.numel() * 4
+    told = kept_on_gpu(module, lambda m, x: m(x), shape, dtype=torch.float32, autocast=False, compiled=False)
+    assert told == apart
+    assert real in (apart, apart - x.numel() * 4)  # the input counts once, kept by autograd or by the caller
+
+
+def test_a_decoder_layer_keeps_what_counting_by_hand_gives() -> None:
+    B, T, D, H, F = 2, 64, 48, 4, 80
+    decoder = decoder_of(D, H, F)
+    told = kept_on_gpu(
+        decoder.layers[0], partial(call, decoder), (B, T, D), dtype=torch.bfloat16, autocast=False, compiled=False
+    )
+    positions = B * T
+    wide = 8 * D  # input, normed, queries, keys, values, answer, sum, normed
+    ffn = 2 * F + F + F  # both products, the silu of one, their product
+    turns = 4 * (D // H // 2)  # cosines and sines, for queries and for keys
+    numbers = H + 2  # fp32: a log-sum per head, a scale per norm
+    assert told == positions * (2 * (wide + ffn + turns) + 4 * numbers)
+
+
+def _benchmark(sparse: bool) -> tuple[float, float]:
+    """GiB and milliseconds that a plan gives for docs/benchmarks/decoder.csv."""
+    b, moe = BENCHMARK, partial(MoE, experts=8, top_k=2, expert_width=2752) if sparse else None
+    decoder = decoder_of(b["width"], 16, b["ffn"], moe)
+    keep = partial(kept_on_gpu, dtype=torch.bfloat16, autocast=False, compiled=True)
+    shape = (b["rows"], b["tokens"], b["width"])
+    activations = 12 * sum(keep(layer, partial(call, decoder), shape) for layer in decoder.layers)
+    head = b["vocabulary"] * b["width"]
+    total = 12 * sum(p.numel() for p in decoder.layers.parameters()) + 2 * head
+    positions = b["rows"] * b["tokens"]
+    loss = 6 * head + 6 * 1024 * b["vocabulary"] + 3 * 2 * positions * b["width"]
+    peak = (1 + MARGIN) * (6 * total + activations + loss) / GIB
+    expert = 12 * 3 * b["width"] * b["ffn"] if sparse else 0
+    matrices = 24 * (4 * b["width"] ** 2 + 3 * b["width"] * b["ffn"]) + head - expert
+    best = CARDS["h200"].tflops * 1e12
+    seconds = 6 * positions * matrices / (RATES["decoder"].share * best)
+    seconds += 6 * positions * expert / (RATES["experts"].share * best)
+    seconds += 12 * 24 * b["width"] * positions * 256.5 / (RATES["attention"].share * best)  # documents of 512
+    seconds += 14 * total / (RATES["optimizer"].share * CARDS["h200"].memory_gb_s * 1e9)
+    return peak, 1e3 * seconds
+
+
+def test_calibration_gives_the_runs_it_was_made_with() -> None:
+    with (ROOT / "docs/benchmarks/decoder.csv").open(newline="") as lines:
+        runs = list(csv.DictReader(lines))[:2]
+    for run, sparse in zip(runs, (False, True), strict=True):
+        peak_gib, ms = _benchmark(sparse)
+        assert peak_gib == pytest.approx(float(run["peak_gib"]), rel=0.04)
+        assert ms == pytest.approx(float(run["ms"]), rel=0.02)
+
+
+def test_links_carry_what_is_not_here() -> None:
+    of = job(SPARSE, rows=8)
+    on = layout(4, 1, None, 2)
+    held = memory(of, on)
+    sent = time(of, on, CARDS["h100"], held).bytes
+    stacks = sum(p.numel() for name, p in of.model.named_parameters() if ".experts." in name)
+    others = parameters(of.model).total - stacks
+    assert sent["all-gather"] == pytest.approx(2 * 4 * (others * 3 / 4 + stacks / 2 / 2))
+    layers = sum(isinstance(layer.ffn, MoE) for layer in of.model.decoder.layers)
+    rows = 2 * of.row_tokens * of.model.decoder.layers[1].ffn.router.top_k  # type: ignore[union-attr]
+    assert sent["experts"] == 4 * layers * rows / 2 * of.model.decoder.width * 2
+    assert sent["replicas"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"gpus": [7]}, "expected a multiple of 7"),
+        ({"gpus": [0]}, "--gpus is 0; expected at least 1"),
+        ({"gpus": [8], "replicate": 3}, "8 GPUs are not 3 copies"),
+        ({"gpus": [8], "shard": 3}, "8 GPUs are not 1 copies x 3 ranks"),
+        ({"gpus": [8], "experts": 3, "config": [SPARSE]}, "expected a divisor"),
+        ({"gpus": [8], "tensor": 2}, "expected 1"),
+        ({"gpu": "v1"}, "there is no card 'v1'"),
+        ({"config": ["nowhere.yaml"]}, "nowhere.yaml does not exist"),
+        ({"config": [ROOT / "configs/model/tiny.yaml"]}, "has no model"),
+        ({"tokens": 0}, "--tokens is 0"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(change: dict[str, object], says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        plan(**{"config": [DENSE], "gpus": [1], "out": tmp_path} | change)  # type: ignore[arg-type]
+
+
+def test_a_card_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("like: h100\nmemory_gib: 40\n")
+    assert card(str(tmp_path / "mine.yaml")) == replace(CARDS["h100"], name="mine", memory_gib=40)
+    for text, says in (("like: h100\nspeed: 1\n", "speed"), ("memory_gib: 3\n", "lacks"), ("[1]", "list"),
+                       ("like: h100\ntflops: fast\n", "expected a number")):  # fmt: skip
+        (tmp_path / "odd.yaml").write_text(text)
+        with pytest.raises(UserError, match=says):
+            card(str(tmp_path / "odd.yaml"))
+
+
+def test_the_command_writes_a_plan_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = job(DENSE)
+    expected = make(of, layout(1, 1, None, 1), CARDS["h200"], 1e9)
+    ms, gib = 1e3 * expected.time.step_s, expected.peak_gib
+    (tmp_path / "run.csv").write_text(f"ms,peak_gib\n1,1\n{ms * 1.1},{gib * 1.5}\n")
+    words = ["plan", "--config", str(DENSE), "--gpus", "1", "--gpu", "h200", "--tokens", "1e9", "--out", str(tmp_path)]
+    arguments = vars(parser().parse_args([*words, "--against", str(tmp_path / "run.csv")]))
+    del arguments["command"]
+    arguments.pop("study")(**arguments)
+    said, record = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    assert sum(record["memory_gib"].values()) == pytest.approx(record["peak_gib"]) == pytest.approx(gib)
+    assert record["days"] == pytest.approx(1e9 / (of.rows_per_step * of.row_tokens) * expected.time.step_s / 86400)
+    assert record["against"]["step_s"]["within"]
+    assert not record["against"]["peak_gib"]["within"]
+    assert "BEYOND 10%" in said
+    assert "it fits" in said
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_folder_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format": 1}')
+    lines = [{"split": "train", "step": step, "time_s": step * 0.5 + (step > 0) * 30} for step in (0, 10, 20, 30)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    of: Job = job(DENSE)
+    found = compare(make(of, layout(1, 1, None, 1), CARDS["h100"], 1e9), tmp_path)
+    assert found["step_s"]["measured"] == 0.5
+    assert "peak_gib" not in found
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="says neither"):
+        compare(make(of, layout(1, 1, None, 1), CARDS["h100"], 1e9), tmp_path)
+
+
+def test_several_make_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan([str(DENSE), str(SPARSE)], [1, 64], experts=1, out=tmp_path)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 2 + 4
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(json.loads((tmp_path / "plan.json").read_text())) == 4
