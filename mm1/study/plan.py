@@ -283,7 +283,9 @@ def draw(of: Plan, path: Path) -> None:
     """Bars of memory by kind, with the card's limit."""
     kinds = {kind: size / GIB for kind, size in of.memory.kinds(of.rows).items() if size}
     figure, axes = canvas(5.5, 0.9 + 0.22 * len(kinds))
-    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x"}):
+    with matplotlib.rc_context(STYLE):
+        axes.grid(False)
+        axes.grid(True, axis="x")
         names = list(kinds)[::-1]
         axes.barh(names, [kinds[name] for name in names], color=COLOURS["a"], height=0.6)
         for place, name in enumerate(names):
