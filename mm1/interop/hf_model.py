@@ -201,7 +201,8 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
             UserError: A router of the model looks beyond the tokens so far.
         """
         self.model.decoder.check_generates()
-        return super().generate(*args, **kwargs)
+        mixin: Any = super()  # which asks for more of a model than its own type says
+        return mixin.generate(*args, **kwargs)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """The tokens [I, N, D] of pictures uint8[I, 3, S, S]."""
