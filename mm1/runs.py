@@ -6,6 +6,7 @@
       metrics.jsonl            one JSON object a line, see below
       quarantine.jsonl         damaged documents that were left out: step, rank, split, source, where, reason
       bad_steps/               batches of steps whose loss was no number or leapt, without their pictures
+      heartbeats/              where each rank is, and rank-*.stack of those that hung
       checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one;
                                step-00001000.ckpt where older ones are kept
       eval/<name>/answers.jsonl, scores.json

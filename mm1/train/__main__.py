@@ -28,11 +28,13 @@ from mm1.train.callbacks import Progress, WatchSight
 from mm1.train.chance import Chance
 from mm1.train.checkpoints import Describe, SaveLast
 from mm1.train.datamodule import MM1Data
+from mm1.train.memory import out_of_memory
 from mm1.train.metrics import Metrics, RunFolder
 from mm1.train.module import Objective
 from mm1.train.preemption import Preemption
 from mm1.train.routing_watch import WatchRouting
 from mm1.train.supply import EndOfData, Quarantine, TellPacking
+from mm1.train.watchdog import Watchdog
 
 TRAINER = {
     "max_epochs": -1,
@@ -92,6 +94,7 @@ class Door(LightningCLI):
         parser.add_argument("--bad_steps", type=Policy, default="stop", help="Losses that are no number.")
         parser.add_argument("--spike_nats", type=float | None, default=None, help="So far above usual is bad as well.")
         parser.add_argument("--most_bad_steps", type=int, default=10, help="After so many of them training stops.")
+        parser.add_argument("--hang_timeout_s", type=float, default=1800, help="So long may nothing move; 0: for ever.")
         parser.add_argument("--threads", type=int | None, default=None, help="Threads of torch.")
         parser.link_arguments("init_from", "model.init_from")
         parser.link_arguments("model.model", "data.image_spec", compute_fn=_image_spec, apply_on="instantiate")
@@ -141,6 +144,7 @@ class Door(LightningCLI):
         watch = [BadSteps(config.bad_steps, config.spike_nats, config.most_bad_steps), WatchSight()]
         if not any(isinstance(callback, WatchRouting) for callback in given):  # the YAML's own has other limits
             watch.append(WatchRouting())
+        watch.append(Watchdog(config.hang_timeout_s))
         end = [Describe(model), Chance(), save, Preemption(save)]
         callbacks = [folder, metrics, *supply, Progress(), *watch, *given, *end]
         try:
@@ -160,8 +164,10 @@ class Door(LightningCLI):
             if left.code == 1:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
+        except MemoryError as error:
+            raise out_of_memory(error, self.trainer) or error from None
         except RuntimeError as error:
-            raise lost_worker(error) or error from None
+            raise lost_worker(error) or out_of_memory(error, self.trainer) or error from None
 
 
 def main(arguments: list[str] | None = None) -> None:
