@@ -41,6 +41,7 @@ class Memory:
         copies: Of weights in bf16, which autograd keeps where weights are in fp32: of all layers, or of the one that is
             being recomputed.
         row: Activations of each row of a micro-batch.
+        layer: Of the largest layer or block, per row.
         recomputed: Activations, per row, of the layer or block that is being recomputed.
         row_parts: ``row`` by part: decoder, pictures, loss.
         loss: Logits of one chunk and the gradient of the head.
@@ -53,6 +54,7 @@ class Memory:
     buffers: float
     copies: float
     row: float
+    layer: float
     recomputed: float
     row_parts: dict[str, float]
     loss: float
@@ -69,11 +71,13 @@ class Memory:
             "bf16 copies": self.copies,
             "loss": self.loss,
         }
-        # gradients take the place of activations: a step ends with all of the first and none of the second, and there
-        # AdamW takes as much again as one moment for its square roots
+        # Gradients take the place of activations. The backward pass ends with all of the first and one layer of the
+        # second; then AdamW takes as much again as one moment for its square roots.
         held, stepping = (0.0 if self.alone else self.gradients), 0.0
-        if self.gradients + self.optimizer / 2 > held + sum(others.values()):
-            others, held, stepping = dict.fromkeys(others, 0.0), self.gradients, self.optimizer / 2
+        begun, ended, step = held + sum(others.values()), rows * self.layer, self.optimizer / 2
+        if self.gradients + max(ended, step) > begun:
+            held, stepping = self.gradients, step if step >= ended else 0.0
+            others = dict.fromkeys(others, 0.0) | {"activations": 0.0 if step >= ended else ended}
         found |= {"gradients": held, "in the optimizer": stepping, **others, "gathered": self.buffers}
         return {**found, "margin": MARGIN * sum(found.values())}
 
@@ -97,7 +101,7 @@ def memory(job: Job, on: Layout) -> Memory:
     cut = partial(_local, on=on, experts=experts)
     whole_gradients = job.micro_batches > 1 and on.gpus > 1
     gradients = sum(p.numel() / (on.experts if id(p) in experts else 1) if whole_gradients else cut(p) for p in learns)
-    parts, recomputed, copies = _row(job, on)
+    parts, layer, again, copies = _row(job, on)
     model, head = job.model, job.model.decoder.head_VD
     logits = min(CHUNK_TOKENS, job.row_tokens) * model.decoder.vocabulary * (4 + 2)
     return Memory(
@@ -107,7 +111,8 @@ def memory(job: Job, on: Layout) -> Memory:
         buffers=_buffers(job, on, experts),
         copies=copies,
         row=sum(parts.values()),
-        recomputed=recomputed,
+        layer=layer,
+        recomputed=layer if again else 0.0,
         row_parts=parts,
         loss=logits + (4 + size) * head.numel(),
         alone=job.micro_batches == 1,
@@ -150,19 +155,16 @@ class _Kept:
     entry: float
 
 
-def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, float]:
-    """Activations of a row by part, those of the largest piece that is recomputed, and copies of weights, in bytes."""
+def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, bool, float]:
+    """Bytes: activations of a row by part, those of its largest layer or block, whether it is recomputed, copies."""
     decoder, vision = job.model.decoder, job.model.vision
-    layers = _layers(job, on)
-    if decoder.checkpointing:
-        kept, recomputed = sum(layer.entry for layer in layers), max(layer.row for layer in layers)
-        copies = max(layer.fixed for layer in layers)
-    else:
-        kept, recomputed = sum(layer.row for layer in layers), 0.0
-        copies = sum(layer.fixed for layer in layers)
+    layers, again = _layers(job, on), decoder.checkpointing
+    largest = max(layer.row for layer in layers)
+    kept = sum(layer.entry if again else layer.row for layer in layers)
+    copies = (max if again else sum)(layer.fixed for layer in layers)
     parts = {"decoder": kept, "loss": 3 * layers[0].entry, "pictures": 0.0}  # the last answer, normed; its gradient
     if not job.images:
-        return parts, recomputed, copies
+        return parts, largest, again, copies
     pixels = job.images * 3 * vision.image_px**2 * (4 + 2 * job.mixed)
     block = _keep(job, vision.blocks[0], lambda part, x: part(x), (job.images, vision.grid**2 + 1, vision.width))
     grid = (job.images, vision.grid**2, vision.width)
@@ -170,11 +172,12 @@ def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, float]:
     parts["pictures"] = pixels + connector.row
     copies += connector.fixed
     if any(p.requires_grad for p in vision.parameters()):
-        again, blocks = checkpoints(vision), len(vision.blocks)
-        parts["pictures"] += blocks * (block.entry if again else block.row)
-        recomputed = max(recomputed, block.row if again else 0.0)
-        copies += 0.0 if again else blocks * block.fixed
-    return parts, recomputed, copies
+        blocks = len(vision.blocks)
+        parts["pictures"] += blocks * (block.entry if checkpoints(vision) else block.row)
+        copies += 0.0 if checkpoints(vision) else blocks * block.fixed
+        again = again or checkpoints(vision)
+        largest = max(largest, block.row)
+    return parts, largest, again, copies
 
 
 def _layers(job: Job, on: Layout) -> list[_Kept]:

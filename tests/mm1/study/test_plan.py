@@ -191,6 +191,23 @@ def test_calibration_gives_the_runs_it_was_made_with() -> None:
         assert ms == pytest.approx(float(run["ms"]), rel=0.02)
 
 
+@pytest.mark.parametrize(("gpus", "gib"), [(1, 27.86), (2, 15.23)])
+def test_sparse_layers_against_a_run_that_calibrated_no_memory(gpus: int, gib: float) -> None:
+    """docs/benchmarks/experts.csv: two layers of 64 experts, no optimizer, at the end of the backward pass."""
+    decoder = decoder_of(2560, 20, 6912, partial(MoE, experts=64, top_k=2))
+    moe = decoder.layers[1].ffn
+    places = Places.of_text(torch.ones(4, 4096, dtype=torch.bool))
+    shape, kind = (4, 4096, 2560), torch.bfloat16
+
+    def routed(part: nn.Module, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        answer, stats = part(x_BTD, places)
+        return answer, stats.loss
+
+    layer = kept_on_gpu(moe, routed, shape, dtype=kind, autocast=False, compiled=False)
+    states = 2 * 2 * 2 * sum(p.numel() for p in moe.parameters()) / gpus
+    assert (1 + MARGIN) * (states + layer) / GIB == pytest.approx(gib, rel=0.10)
+
+
 def test_links_carry_what_is_not_here() -> None:
     of = job(SPARSE, rows=8)
     on = layout(4, 1, None, 2)
