@@ -41,8 +41,8 @@ def noted(run: Run) -> list[tuple[int, list[str]]]:
     return [json.loads(line) for line in (run.folder / "documents.jsonl").read_text().splitlines()]
 
 
-def config_of(corpus: Path, workers: int = 0) -> dict[str, Any]:
-    config = run_config(corpus, 4, max_steps=STEPS, log_every_n_steps=1)
+def config_of(corpus: Path, workers: int = 0, steps: int = STEPS) -> dict[str, Any]:
+    config = run_config(corpus, 4, max_steps=steps, log_every_n_steps=1)
     config["trainer"]["callbacks"] = [{"class_path": f"{__name__}.NoteDocuments"}]
     config["data"]["workers"] = workers
     return config | {"save_every_n_steps": 1}
@@ -75,7 +75,8 @@ def kill(process: Any, run: Run, chance: random.Random, writing: bool) -> bool:
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(corpus: Path, tmp_path: Path, kills: int) -> None:
-    config = config_of(corpus)
+    steps = 6 * kills
+    config = config_of(corpus, steps=steps)
     whole = fit(tmp_path / "whole", config)
     run, chance, torn = Run(tmp_path / "killed"), random.Random(kills), 0
     for number in range(kills):
@@ -86,7 +87,7 @@ def test_killed_at_random_moments(corpus: Path, tmp_path: Path, kills: int) -> N
     assert_same(fit(run.folder, config), whole)
     assert not list(run.last.parent.glob("*.tmp"))
     expected = dict(noted(whole))
-    assert len(expected) == STEPS
+    assert len(expected) == steps
     assert all(documents == expected[step] for step, documents in noted(run))
     assert {step for step, _ in noted(run)} == expected.keys()
 
