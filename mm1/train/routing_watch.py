@@ -156,6 +156,5 @@ def _remedy(mixture: nn.Module) -> str:
     else:
         first = "set balance_weight to 0.01, it is 0,"
     second = "lower the decoder's rate" if plain.z_weight else "set z_weight to 0.001, it is 0"
-    return (
-        f"{first} or {second} (model.model.decoder.init_args.moe), or take a router with a loss-free bias (docs/moe.md)"
-    )
+    third = "" if plain.router.adapts else ", or take a router with a loss-free bias (docs/moe.md)"
+    return f"{first} or {second} (model.model.decoder.init_args.moe){third}"

@@ -59,7 +59,8 @@ class Balance(ABC):
             shares, hot, count = (part.flatten(0, 1).unsqueeze(0) for part in (shares, hot, count))
             chance = None if chance is None else chance.flatten(0, 1).unsqueeze(0)
             valid_B = valid_B.sum(0, keepdim=True)
-        return (self.value(shares, chance, hot, count) * valid_B).sum()
+        value_G = self.value(shares, chance, hot, count)
+        return (value_G.where(count.sum((1, 2)) > 0, 1) * valid_B).sum()  # where nothing counts, nothing is uneven
 
     @abstractmethod
     def value(self, shares_GTE: Tensor, chance_GTE: Tensor | None, hot_GTE: Tensor, count_GT1: Tensor) -> Tensor:

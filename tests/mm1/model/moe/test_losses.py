@@ -1,6 +1,7 @@
 """Balance losses: one at perfect balance in every form, worked values, and what counts in them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from mm1.errors import UserError
 from mm1.model.moe.losses import Balance, ImportanceAndLoad, LoadTimesShare
 from mm1.model.moe.routing import Places, Routing, TokenChoice
-from tests.mm1.model.moe.reference import text
+from tests.mm1.model.moe.reference import moe, text, tokens
 
 FORMS = [LoadTimesShare, ImportanceAndLoad]
 
@@ -110,12 +111,13 @@ def test_only_tokens_that_count_count_and_each_group_for_itself(form, kind, padd
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_where_nothing_counts_there_is_no_loss_and_no_gradient(form):
+def test_where_nothing_counts_nothing_is_uneven(form):
+    """Padding has no loss; text among which pictures are balanced has the loss of balance, and no gradient."""
     shares, chosen, chance = (t.requires_grad_() if t.is_floating_point() else t for t in random_routing())
     none = Places.of_text(torch.zeros(2, 5, dtype=torch.bool))
-    for places, balance in ((none, form()), (text(2, 5), form(tokens="image"))):
+    for places, balance, expected in ((none, form(), 0), (text(2, 5), form(tokens="image"), 10)):
         value = loss(balance, shares, chosen, chance, places)
-        assert value == 0
+        assert value == expected
         assert not torch.autograd.grad(value, shares)[0].any()
 
 
@@ -180,3 +182,15 @@ def test_wrong_weights_are_refused():
     with pytest.raises(UserError, match=r"importance and load both weigh 0; expected one above 0"):
         ImportanceAndLoad(importance=0, load=0)
     assert math.isclose(ImportanceAndLoad(importance=0.3, load=0.1).importance, 0.75)
+
+
+def test_rows_without_what_counts_are_even():
+    """A row of text alone has nothing to balance among pictures, and must not pull the mean below one."""
+    layer = moe(balance=LoadTimesShare(tokens="image"), balance_weight=1.0, z_weight=0.0)
+    torch.nn.init.zeros_(layer.router.weight)
+    image = torch.tensor([[True] * 4, [False] * 4])
+    places = replace(text(2, 4), image_BT=image)
+    _, stats = layer(tokens(2, 4), places)
+    assert stats.balance.item() == pytest.approx(8.0)
+    stats.loss.backward()
+    assert layer.router.weight.grad.isfinite().all()
