@@ -192,7 +192,7 @@ def test_calibration_gives_the_runs_it_was_made_with() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "gib"), [(1, 27.86), (2, 15.23)])
-def test_sparse_layers_against_a_run_that_calibrated_no_memory(gpus: int, gib: float) -> None:
+def test_sparse_layers_against_a_run_whose_memory_fitted_no_constant(gpus: int, gib: float) -> None:
     """docs/benchmarks/experts.csv: two layers of 64 experts, no optimizer, at the end of the backward pass."""
     decoder = decoder_of(2560, 20, 6912, partial(MoE, experts=64, top_k=2))
     moe = decoder.layers[1].ffn
