@@ -18,7 +18,7 @@ from mm1.model.moe.routing import Choice, Places, TokenChoice
 # One choice of options for each way through a router. A new router has to be entered here.
 OPTIONS: dict[type[Router], list[dict[str, Any]]] = {
     routers.ByTask: [{"tasks": ["one", "other"]}],
-    routers.Cosine: [{}, {"renormalise": True, "space_width": 3}],
+    routers.Cosine: [{}, {"renormalise": True, "space_width": 3}, {"gate": "sigmoid"}],
     routers.ExpertChoice: [{}, {"group": "batch"}, {"at_inference": "batch"}],
     routers.ForceBalanced: [{}, {"weights": "even"}],
     routers.GShard: [{}],

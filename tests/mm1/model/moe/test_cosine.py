@@ -34,6 +34,15 @@ def test_shares_are_a_softmax_of_cosines():
     assert torch.allclose(filled(renormalise=True)(X, TEXT).choice.weights_MK.sum(-1), torch.ones(20))
 
 
+def test_with_the_other_gate_each_expert_answers_for_itself():
+    softmax, sigmoid = filled(temperature=0.07)(X, TEXT), filled(gate="sigmoid")(X, TEXT)
+    assert torch.equal(sigmoid.logits_BTE, softmax.logits_BTE)
+    assert torch.equal(sigmoid.choice.experts_MK, softmax.choice.experts_MK)
+    best = sigmoid.logits_BTE.flatten(0, 1).gather(1, sigmoid.choice.experts_MK)
+    assert torch.allclose(sigmoid.choice.weights_MK, best.sigmoid())
+    assert torch.allclose(sigmoid.shares_BTE.sum(-1), torch.ones(2, 10))
+
+
 def test_lengths_of_tokens_and_experts_do_not_matter():
     router, longer = filled(), filled()
     with torch.no_grad():
