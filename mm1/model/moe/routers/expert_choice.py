@@ -108,11 +108,12 @@ class ExpertChoice(LinearRouter):
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Move the thresholds to what was taken last, in the last micro-batch of every rank."""
-        total = over_ranks(torch.cat([self.last_E, torch.ones_like(self.last_E[:1])]))
-        last_E = total[:-1] / total[-1]
-        moved_E = KEPT * self.threshold_E + (1 - KEPT) * last_E
-        self.threshold_E.copy_(moved_E.where(self.threshold_E > 0, last_E))
+        """Move the thresholds to what was taken last, in the last micro-batch of every rank that was not all padding."""
+        taken = (self.last_E > 0).any().to(self.last_E.dtype).view(1)
+        total = over_ranks(torch.cat([self.last_E, taken]))
+        last_E = total[:-1] / total[-1].clamp(min=1)
+        moved_E = (KEPT * self.threshold_E + (1 - KEPT) * last_E).where(self.threshold_E > 0, last_E)
+        self.threshold_E.copy_(moved_E.where(total[-1] > 0, self.threshold_E))
 
     def reset(self) -> None:
         """Nothing was measured yet: everything is taken."""

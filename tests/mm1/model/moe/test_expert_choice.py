@@ -95,6 +95,9 @@ def test_thresholds_follow_the_last_token_taken_and_then_nobody_sees_the_future(
     layer(X * 0, TEXT)
     layer.router.after_step(torch.zeros(4), itself)
     assert torch.allclose(layer.router.threshold_E, 0.99 * last + 0.01 * 0.25)
+    layer(X, Places.of_text(torch.zeros(3, 12, dtype=torch.bool)))  # all padding tells nothing
+    layer.router.after_step(torch.zeros(4), itself)
+    assert torch.allclose(layer.router.threshold_E, 0.99 * last + 0.01 * 0.25)
     assert "router.threshold_E" in layer.state_dict()
     assert not layer.causal
 
