@@ -108,7 +108,7 @@ class ExpertChoice(LinearRouter):
 
     @torch.no_grad()
     def after_step(self, load_E: Tensor, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Move the thresholds to what was taken last, in the last micro-batch of every rank that was not all padding."""
+        """Move the thresholds to what was taken last, in the last micro-batch of each rank unless all padding."""
         taken = (self.last_E > 0).any().to(self.last_E.dtype).view(1)
         total = over_ranks(torch.cat([self.last_E, taken]))
         last_E = total[:-1] / total[-1].clamp(min=1)
