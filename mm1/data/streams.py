@@ -13,6 +13,8 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy
@@ -187,6 +189,8 @@ class Loader:
         if isinstance(self.source, Windows) and multiprocessing.get_start_method() == "fork":
             self.source.lay_out_trays(self.loader.num_workers)
         fetching = iter(self.loader)
+        # what ends with this process has to end by force, since workers do not listen to the signal that Python sends
+        end = Finalize(None, _kill, args=(getattr(fetching, "_workers", ()),), exitpriority=10)
         try:
             for fetched in fetching:
                 yield from fetched if isinstance(fetched, list) else [fetched]
@@ -199,6 +203,13 @@ class Loader:
                 raise
             stack_trace = str(error).strip().splitlines()  # in which a worker's error comes wrapped
             raise UserError(stack_trace[-1].partition("Error: ")[2]) from None
+        finally:
+            end.cancel()
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 def _undisturbed(worker: int) -> None:
