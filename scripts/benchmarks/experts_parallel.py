@@ -82,6 +82,8 @@ def experts(
         rows = _compare(shape, device, dispatch, repeats, note)
         if dist.get_rank() == 0:
             print(append(results / "experts.csv", rows))
+        gc.collect()  # exchanges that autograd still holds must end before the group does,
+        dist.barrier()  # and no rank may leave while another is in the group
     finally:
         dist.destroy_process_group()
 
