@@ -59,9 +59,10 @@ def expert_rows(x_RD: Tensor, weights_R: Tensor, counts_E: Tensor, gate_up: Tens
 
 
 def mixed_linear(x: Tensor, weight_ED: Tensor) -> Tensor:
-    """``x`` in bf16 [..., D] times a matrix in fp32, in fp32 [..., E]: as exact as in fp32, on the matrix units.
+    """``x`` in bf16 [..., D] times a matrix in fp32, in fp32 [..., E], on the matrix units.
 
     A number in fp32 is the sum of three in bf16, and ``x`` is one already; products of bf16 numbers are exact in fp32.
+    What is left is how the units add up: a relative error of 2e-6 on an H200, where plain fp32 has 3e-7.
     """
     return _MixedLinear.apply(x.flatten(0, -2), weight_ED).unflatten(0, x.shape[:-1])
 

@@ -71,7 +71,7 @@ class MoE(Mixture):
         balance: What is balanced and how, a class of :mod:`mm1.model.moe.losses`.
         balance_weight: Coefficient of the balance loss.
         z_weight: Coefficient of the router's z-loss.
-        capacity: How many tokens an expert takes at most; everyone's if not given.
+        capacity: How many tokens an expert takes at most; as many as come if not given.
         expert_width: Inner width F of each expert where it is not the dense twin's (fine-grained experts).
         expert_dropout: Share of an expert's inner activations that training sets to zero.
         shared_width: Inner width of a layer beside the experts that every token visits (DeepSeekMoE); none at 0.
