@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor
 
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.kernels import add_rows, take_rows
-from mm1.model.moe.routing import Rows
+from mm1.model.moe.routing import Rows, inverse
 
 
 class Carrier(Protocol):
@@ -81,7 +81,7 @@ class Trip:
         # output_size is the sum that the host knows: without it, or with another, the host would wait once more
         expert_X = expert_NE.flatten().repeat_interleave(coming_NE.flatten(), output_size=sum(received))
         order_X = expert_X.argsort(stable=True)
-        return cls(group, sent, received, coming_NE.sum(0), order_X, _inverse(order_X))
+        return cls(group, sent, received, coming_NE.sum(0), order_X, inverse(order_X))
 
     def leave(self, x: Tensor, out: bool) -> tuple[Tensor, list[Any]]:
         """Send [R, ...] in the order of all experts ``out``, or [X, ...] back."""
@@ -210,14 +210,10 @@ def experts_of(rows: Rows) -> Tensor:
 
 def reordered(rows: Rows, order_R: Tensor) -> Rows:
     """The same rows, that of index ``order_R[r]`` at place r."""
-    rows_MK, inverse_R = rows.rows_MK, _inverse(order_R)
+    rows_MK, inverse_R = rows.rows_MK, inverse(order_R)
     if rows_MK is not None:
         rows_MK = inverse_R[rows_MK.clamp(min=0)].where(rows_MK >= 0, -1)
     return replace(rows, tokens_R=rows.tokens_R[order_R], weights_R=rows.weights_R[order_R], rows_MK=rows_MK)
-
-
-def _inverse(order: Tensor) -> Tensor:
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 def local(tensor: Tensor) -> Tensor:

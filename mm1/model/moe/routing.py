@@ -124,7 +124,7 @@ class TokenChoice(Choice):
             kept_C = self.kept_MK.flatten()
             chosen_C, weights_C = chosen_C.where(kept_C, experts), weights_C * kept_C
         order_C = chosen_C.argsort(stable=True)
-        rows_C = torch.empty_like(order_C).scatter_(0, order_C, torch.arange(len(order_C), device=order_C.device))
+        rows_C = inverse(order_C)
         counts = torch.zeros(experts + 1, dtype=torch.int64, device=chosen_C.device)
         counts_E = counts.scatter_add_(0, chosen_C, torch.ones_like(chosen_C))[:experts]
         if self.kept_MK is not None:
@@ -159,6 +159,11 @@ class TokenChoice(Choice):
         """fp32[M], of the choices that the router itself kept."""
         wanted_M = self.experts_MK.shape[-1] if self.kept_MK is None else self.kept_MK.sum(1).clamp(min=1)
         return 1 - hot_ME.sum(1) / wanted_M
+
+
+def inverse(order: Tensor) -> Tensor:
+    """int64[C], the permutation that undoes ``order``."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 def places_in_line(line_C: Tensor) -> Tensor:
