@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import PIL.Image
 import torch
 
-from mm1.data.image import PictureError, decode
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError, at_least
+from mm1.infer.decoding import Decoding
 from mm1.infer.engine import Engine
+from mm1.infer.spelling import Spelling
+from mm1.infer.talk import Asked, Picture, Template, check_template, conversation, picture_bytes
 from mm1.model import stored
 from mm1.model.mm1 import MM1
 from mm1.sample import Image, Text
 from mm1.template import turn
 
-Picture = str | Path | bytes | PIL.Image.Image
 Dtype = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds to an answer.
+
+    Args:
+        text: Text to show behind what was shown; empty while a character, a blank or a stop string may be beginning.
+        token: The id.
+        experts: Experts that the token visits when it is read, by decoder layer counted from 0, the highest share
+            first; empty for a dense model.
+    """
+
+    text: str
+    token: int
+    experts: dict[int, tuple[int, ...]]
 
 
 class Assistant:
@@ -43,7 +59,7 @@ class Assistant:
         text: str = "",
         max_new_tokens: int = 64,
         *,
-        template: Literal["chat", "none"] = "chat",
+        template: Template = "chat",
         stop: Sequence[str] = (),
     ) -> str:
         """The model's answer, decoded greedily.
@@ -60,13 +76,67 @@ class Assistant:
             UserError: A picture that is missing or does not decode, a prompt longer than the context, no such template.
         """
         at_least(1, {"max_new_tokens": max_new_tokens})
-        if template not in ("chat", "none"):
-            raise UserError(f"template is {template!r}; expected chat or none")
+        check_template(template)
         images = [images] if isinstance(images, Picture) else images
         asked = turn(text) if template == "chat" else (Text(text),) if text else ()
-        prompt: list[Text | Image] = [*(Image(_bytes(image)) for image in images), *asked]
+        prompt: list[Text | Image] = [*(Image(picture_bytes(image)) for image in images), *asked]
         [(_, answer)] = self.engine.generate([prompt], max_new_tokens, stop)
         return answer
+
+    def stream(
+        self,
+        asked: Asked,
+        *,
+        before: Sequence[tuple[Asked, str]] = (),
+        instructions: str = "",
+        template: Template = "chat",
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[Piece]:
+        """The answer as it comes, token by token.
+
+        Args:
+            asked: Text, or text and pictures in reading order. A ``str`` is text: a picture's path is a ``Path``.
+            before: What was asked before and what was answered; demonstrations are given in the same way.
+            instructions: The system turn; none if empty.
+            template: As for :meth:`generate`; ``none`` puts everything one behind the other as it is.
+            max_new_tokens: Length of the answer at most.
+            stop: Strings before which the answer ends.
+            temperature: The most likely token at 0, else one is drawn (:class:`mm1.infer.decoding.Decoding`).
+            top_k: See there.
+            top_p: See there.
+            seed: Same seed, same question, same answer.
+
+        Raises:
+            UserError: As for :meth:`generate`, or numbers that cannot be; before the first piece.
+        """
+        at_least(1, {"max_new_tokens": max_new_tokens})
+        decoding = Decoding(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        decoding.check()
+        prompt = conversation(asked, before, instructions=instructions, template=template)
+        self.engine.check(prompt, max_new_tokens)
+        return self._pieces(prompt, max_new_tokens, stop, decoding)
+
+    def _pieces(
+        self, prompt: Sequence[Text | Image], new: int, stop: Sequence[str], decoding: Decoding
+    ) -> Iterator[Piece]:
+        spelling = Spelling(self.tokenizer, stop)
+        waiting: tuple[int, dict[int, tuple[int, ...]]] | None = None
+        for token, experts in self.engine.stream(prompt, new, decoding):
+            if waiting is not None:
+                yield Piece(spelling.news(), *waiting)
+            spelling.add(token)
+            spelling.spell()
+            waiting = token, experts
+            if spelling.ended:
+                break
+        spelling.ended = True
+        if waiting is not None:
+            yield Piece(spelling.news(), *waiting)
 
 
 def load_assistant(path: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Assistant:
@@ -117,20 +187,3 @@ def check_dtype(dtype: str) -> None:
     """
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype is {dtype!r}; expected {' or '.join(get_args(Dtype))}")
-
-
-def _bytes(picture: Picture) -> bytes:
-    """The bytes of a picture's file, checked to decode, so that an error can name the picture."""
-    if isinstance(picture, PIL.Image.Image):
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        return file.getvalue()
-    name = "the picture" if isinstance(picture, bytes) else str(picture)
-    try:
-        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        decode(data)
-    except OSError as error:
-        raise UserError(f"{name} is not readable ({error.strerror}); expected the file of a picture") from None
-    except PictureError as error:
-        raise UserError(f"{name} is not readable ({error}); expected the file of a picture") from None
-    return data

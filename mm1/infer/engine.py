@@ -28,6 +28,8 @@ from mm1.data.encode import Encoded, prompt, prompt_text_tokens
 from mm1.data.image import prepare
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
+from mm1.infer.decoding import GREEDY, Decoding
+from mm1.infer.visits import Visits, watched
 from mm1.model.attention import KVCache
 from mm1.model.mm1 import MM1
 from mm1.sample import Image, Text
@@ -140,6 +142,33 @@ class Engine:
             batch.append(at)
         if batch:
             yield batch
+
+    @torch.inference_mode()
+    def stream(self, items: Prompt, new: int, decoding: Decoding = GREEDY) -> Iterator[tuple[int, Visits]]:
+        """Token after token of one answer, the end token left out, each with the experts it visits when it is read.
+
+        Raises:
+            UserError: The prompt and its answer would not fit ``max_positions``.
+        """
+        encoded = self._encode(items, new)
+        decoder, chance_N = self.model.decoder, decoding.chances("0", new)
+        with watched(decoder) as visits:
+            tokens_BT, segments_BT, positions_BT = self._pad([encoded])
+            cache = decoder.new_cache(1, tokens_BT.shape[1] + new)
+            x_BTD = self.model.embed(tokens_BT, self._features.of([encoded]))
+            token = -1
+            for step in range(new):
+                hidden_BD = decoder(x_BTD, segments_BT, positions_BT, cache).hidden_BTD[:, -1]
+                if step:
+                    yield token, dict(visits)
+                next_B, _ = decoding.choose(self._scores(hidden_BD), chance_N[step : step + 1].to(hidden_BD.device))
+                token = int(next_B)
+                if token == self.tokenizer.eos:
+                    return
+                x_BTD, positions_BT = decoder.embedding(next_B)[:, None], positions_BT[:, -1:] + 1
+                segments_BT = torch.ones_like(positions_BT)
+            decoder(x_BTD, segments_BT, positions_BT, cache)
+            yield token, dict(visits)
 
     @torch.inference_mode()
     def _decode_batch(self, encoded: list[Encoded], new: int, stop: Sequence[str]) -> list[str]:
