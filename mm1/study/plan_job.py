@@ -112,7 +112,8 @@ def job(config: str | Path, rows: int | None = None, micro_batches: int | None =
     model, data = _part(tree, "model", path), _part(tree, "data", path)
     trainer = tree.get("trainer") or {}
     built = build(_nested(model.get("model"), path))
-    _freeze(built, (model.get("optimizer") or {}).get("parts") or {})
+    optimizer = model.get("optimizer") or {}
+    _freeze(built, optimizer.get("init_args", optimizer).get("parts") or {})
     precision = str(trainer.get("precision") or "32-true")
     if precision not in BYTES:
         raise UserError(f"{path}: trainer.precision is {precision}; a plan knows {', '.join(BYTES)}")
@@ -152,7 +153,7 @@ def _nested(value: Any, path: Path) -> Any:
 
 
 def _freeze(model: MM1, parts: dict[str, Any]) -> None:
-    """As :meth:`mm1.train.optim.AdamW.freeze` does: of several rules the last one holds."""
+    """As :meth:`mm1.train.optim.Scheduled.freeze` does: of several rules the last one holds."""
     for name, parameter in model.named_parameters():
         rules = [rule for pattern, rule in parts.items() if pattern == name.split(".", 1)[0] or fnmatch(name, pattern)]
         if rules and (rules[-1] or {}).get("frozen"):

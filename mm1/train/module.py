@@ -19,6 +19,7 @@ from mm1.model.moe.layer import Mixture
 from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
 from mm1.model.stored import check_fits, read, upgrade
+from mm1.train.adafactor import Adafactor
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.optim import AdamW, check_resumes
 from mm1.train.parallel import clip_gradients, whole
@@ -39,7 +40,7 @@ class Objective(lightning.LightningModule):
     def __init__(
         self,
         model: MM1,
-        optimizer: AdamW | None = None,
+        optimizer: AdamW | Adafactor | None = None,
         *,
         seed: int = 0,
         init_from: Path | None = None,
@@ -184,7 +185,7 @@ class Objective(lightning.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the steps of this run.
+        """The optimizer and its schedule over the steps of this run.
 
         Raises:
             UserError: The run has no end, so there is no cosine to it.

@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and a cosine, settable part by part, and the rate that MM1's law gives (MM1, section 4).
+"""Optimizers with a warm-up and a cosine, settable part by part, and the rate that MM1's law gives (MM1, section 4).
 
     eta(N) = exp(-0.4214 ln N - 0.5535)        N: non-embedding parameters of the decoder, for an MoE of its dense twin
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -28,6 +29,7 @@ from mm1.model.mm1 import MM1
 log = logging.getLogger(__name__)
 
 SLOPE, INTERCEPT = -0.4214, -0.5535
+SET_ALIKE = ("betas", "eps", "decay_rate", "beta1", "clip_threshold", "d")  # for all groups, by whichever optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +54,12 @@ class PartRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """AdamW, linear warm-up, cosine to a final share of the peak.
-
-    Warm-up, cosine to a tenth and the decay are MM1's. Its betas and epsilon are unpublished; these are the defaults of
-    the framework that it was trained in.
+class Scheduled(ABC):
+    """What optimizers share: parameters in groups by rule, a linear warm-up, a cosine to a final share of the peak.
 
     Args:
         lr: Peak rate, or ``law`` for what the law gives for this decoder.
-        weight_decay: Decoupled decay; never on vectors (norms, biases), position tables and class tokens.
-        betas: Decay of the first and second moment.
-        eps: Added to the denominator.
+        weight_decay: Decoupled decay, multiplied by the rate; never on vectors, position tables and class tokens.
         warmup_steps: Steps of linear warm-up.
         final_share: Rate at the last step as a share of the peak.
         parts: Rules by part (``vision``, ``connector``, ``decoder``) or by pattern of parameter names
@@ -72,12 +69,14 @@ class AdamW:
 
     lr: float | Literal["law"] = 1e-3
     weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
     warmup_steps: int = 0
     final_share: float = 0.1
     parts: dict[str, PartRule] = field(default_factory=dict)
     law_file: str | None = None
+
+    @abstractmethod
+    def made(self, groups: list[dict[str, Any]], peak: float) -> torch.optim.Optimizer:
+        """The optimizer of these groups, each with its own ``lr`` and ``weight_decay``."""
 
     def freeze(self, model: MM1) -> None:
         """Freeze what rules freeze; before the model is wrapped for several ranks, which take note of what learns.
@@ -110,17 +109,15 @@ class AdamW:
             when = {"warmup_steps": warmup_steps, "start_step": rule.start_step}
             group = {"params": [], "lr": lr, "weight_decay": decay, "part": part, **when}
             groups.setdefault((part, lr, decay, *when.values()), group)["params"].append(parameter)
-        optimizer = torch.optim.AdamW(list(groups.values()), lr=peak, betas=self.betas, eps=self.eps)
+        optimizer = self.made(list(groups.values()), peak)
         schedules = [self._schedule(group["warmup_steps"], group["start_step"], steps) for group in groups.values()]
         return optimizer, LambdaLR(optimizer, schedules)
 
     def _check(self) -> None:
         peak = 0.0 if self.lr == "law" else self.lr
-        numbers = {"lr": peak, "weight_decay": self.weight_decay, "eps": self.eps, "warmup_steps": self.warmup_steps}
+        numbers = {"lr": peak, "weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}
         numbers |= {f"parts.{pattern}.start_step": rule.start_step for pattern, rule in self.parts.items()}
         at_least(0, {f"model.optimizer.{name}": value for name, value in numbers.items()})
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"model.optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
 
     def _ruled(self, model: MM1) -> Iterator[tuple[str, str, nn.Parameter, PartRule]]:
         named = [(_part_of(name), name, parameter) for name, parameter in model.named_parameters()]
@@ -148,6 +145,36 @@ class AdamW:
         return share
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Scheduled):
+    """AdamW, linear warm-up, cosine to a final share of the peak.
+
+    Warm-up, cosine to a tenth and the decay are MM1's. Its betas and epsilon are unpublished; these are the defaults of
+    the framework that it was trained in.
+
+    Args:
+        lr: Peak rate, or ``law`` for what the law gives for this decoder.
+        weight_decay: Decoupled decay; never on vectors (norms, biases), position tables and class tokens.
+        betas: Decay of the first and second moment.
+        eps: Added to the denominator.
+        warmup_steps: Steps of linear warm-up.
+        final_share: Rate at the last step as a share of the peak.
+        parts: Rules by part (``vision``, ``connector``, ``decoder``) or by pattern of parameter names
+            (``vision.*.bias``); where several match a parameter, the last one holds.
+        law_file: YAML with ``slope`` and ``intercept`` of another law, as ``mm1-study lr-law`` writes it.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+    def made(self, groups: list[dict[str, Any]], peak: float) -> torch.optim.Optimizer:
+        """torch's own."""
+        at_least(0, {"model.optimizer.eps": self.eps})
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"model.optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
+        return torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps)
+
+
 def check_resumes(found: list[dict[str, Any]], optimizer: torch.optim.Optimizer, origin: object) -> None:
     """Refuse to go on with other settings: what an optimizer takes over from a checkpoint overrides them silently.
 
@@ -159,12 +186,13 @@ def check_resumes(found: list[dict[str, Any]], optimizer: torch.optim.Optimizer,
     Raises:
         UserError: The first setting that differs, with both values.
     """
-    kept = ("initial_lr", "weight_decay", "warmup_steps", "start_step", "betas", "eps")
     ours = optimizer.param_groups
+    set_here = ("initial_lr", "weight_decay", "warmup_steps", "start_step", *SET_ALIKE)
+    kept = [name for name in set_here if any(name in group for group in (*found, *ours))]
     parts = [[(group["part"], len(group["params"])) for group in groups] for groups in (found, ours)]
     pairs = [("part (with its tensors)", *parts)] if parts[0] != parts[1] else []
     pairs += [
-        (f"{name} of {group['part']}", was.get(name, 0), group[name])
+        (f"{name} of {group['part']}", was.get(name, 0), group.get(name, 0))
         for was, group in zip(found, ours, strict=False)
         for name in kept
     ]

@@ -20,7 +20,7 @@ EVERYWHERE = FILES + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "sc
 ADDRESSES = {
     "lightning": ["mm1/train/"],
     "open_clip": ["mm1/model/vision.py", "mm1/model/open_clip_tower.py", "data_pipelines/steps/similarity.py"],
-    "timm": ["mm1/model/vision.py", "mm1/model/connector.py"],
+    "timm": ["mm1/model/vision.py", "mm1/model/connector.py", "mm1/train/adafactor.py"],
     "webdataset": ["mm1/data/shards.py"],
     "sentencepiece": ["mm1/data/sentencepiece_tokenizer.py"],
     "tokenizers": ["mm1/data/hf_tokenizer.py"],

@@ -89,7 +89,7 @@ def test_metrics_say_what_happened(corpus: Path, tmp_path: Path) -> None:
     assert sum(about["flops_parts"].values()) == pytest.approx(1)
     assert about["mix_target"] == {"captions": 45, "interleaved": 45, "text": 10}
     assert about["parameters"]["total"] > about["parameters"]["active"] > about["parameters"]["dense_twin"]
-    assert yaml.safe_load(run.config.read_text())["model"]["optimizer"]["lr"] == 3e-3
+    assert yaml.safe_load(run.config.read_text())["model"]["optimizer"]["init_args"]["lr"] == 3e-3
 
 
 def test_blindness_is_warned_of(corpus: Path, tmp_path: Path, caplog) -> None:
