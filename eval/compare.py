@@ -9,8 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from statistics import fmean
 
-from eval.metrics.interval import paired_interval
-from eval.scores import aligned
+from eval.scores import Asked, aligned, asked, mean, paired
 from eval.store import Answer
 from mm1.errors import UserError
 
@@ -26,7 +25,7 @@ class Difference:
         ours: Mean score of the first on them.
         theirs: Mean score of the second.
         difference: First minus second.
-        interval: 95 % of it, over pictures.
+        interval: 95 % of it, over pictures, and over seeds of demonstrations where there are several.
     """
 
     task: str
@@ -73,24 +72,31 @@ def told(differences: list[Difference]) -> str:
     return "\n".join(aligned(lines))
 
 
-def _by_task(answers: list[Answer], arm: str) -> dict[tuple[str, int], dict[str, Answer]]:
-    found: dict[tuple[str, int], dict[str, Answer]] = defaultdict(dict)
+def _by_task(answers: list[Answer], arm: str) -> dict[tuple[str, int], dict[Asked, Answer]]:
+    found: dict[tuple[str, int], dict[Asked, Answer]] = defaultdict(dict)
     for answer in answers:
         if answer["arm"] == arm:
-            found[answer["task"], answer["shots"]][answer["id"]] = answer
+            found[answer["task"], answer["shots"]][asked(answer)] = answer
     return found
 
 
-def _difference(task: str, shots: int, ours: dict[str, Answer], theirs: dict[str, Answer]) -> Difference:
-    ids = [id for id in ours if id in theirs]
+def _difference(task: str, shots: int, ours: dict[Asked, Answer], theirs: dict[Asked, Answer]) -> Difference:
+    first, second = ({id for id, _ in answers} for answers in (ours, theirs))
+    both, common = paired(ours, theirs), first & second
     captions = not any(answer.get("question") for answer in ours.values())
-    if not ids or (captions and not len(ids) == len(ours) == len(theirs)):
+    if not common or (captions and not common == first == second):
         raise UserError(
-            f"{task} at {shots} shots: the first answered {len(ours)} questions, the second {len(theirs)}, {len(ids)} "
-            f"of them in common; expected the same, and of captions all, which weigh CIDEr's words (limit)"
+            f"{task} at {shots} shots: the first answered {len(first)} questions, the second {len(second)}, "
+            f"{len(common)} of them in common; expected the same, of captions all, which weigh CIDEr's words (limit)"
         )
-    if changed := [id for id in ids if ours[id]["references"] != theirs[id]["references"]]:
+    if not both:
+        seeds = [sorted({seed for _, seed in answers}) for answers in (ours, theirs)]
+        raise UserError(f"{task} at {shots} shots: the seeds are {seeds[0]} and {seeds[1]}; expected some in common")
+    if changed := [answer["id"] for answer, other in both if answer["references"] != other["references"]]:
         raise UserError(f"{task}: question {min(changed)} has other references in the second; expected the same data")
-    first, second = ([answers[id]["score"] for id in ids] for answers in (ours, theirs))
-    ends = paired_interval(first, second, [ours[id]["image"] for id in ids])
-    return Difference(task, shots, len(ids), fmean(first), fmean(second), fmean(first) - fmean(second), ends)
+    means = [fmean(answers[side]["score"] for answers in both) for side in (0, 1)]
+    difference, ends = mean(ours, theirs)
+    assert difference is not None
+    assert ends is not None
+    n = len({answer["id"] for answer, _ in both})
+    return Difference(task, shots, n, means[0], means[1], difference, (ends[0], ends[1]))

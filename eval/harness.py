@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from eval.contamination import overlap
 from eval.failing import failing
 from eval.fewshot import Demonstrations
 from eval.fewshot import blind as swapped
+from eval.fit import Length, excess, measure, refuse
 from eval.pictures import blank, read
 from eval.prompts import Item, Settings, document, spell
 from eval.scores import FORMAT, of_task
-from eval.store import Answer, Answers, fingerprint, key
+from eval.store import Answer, Answers, Key, fingerprint, key
 from eval.task import Query, Scorer, Task, discover
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
@@ -45,6 +46,8 @@ class Job:
         query: The question as it is.
         asked: The question as it is shown, with another picture in the blind arm.
         demonstrations: What stands before it; at 0 shots they come without their pictures.
+        seed: Of the demonstrations.
+        dropped: Ids of demonstrations that stood before these and had to go, as the prompt was too long.
     """
 
     task: Task
@@ -53,11 +56,18 @@ class Job:
     query: Query
     asked: Query
     demonstrations: list[Query]
+    seed: int = 0
+    dropped: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[str, int, str, str]:
+    def key(self) -> Key:
         """What its answer is stored under."""
-        return self.task.name, self.shots, self.arm, self.query.id
+        return self.task.name, self.shots, self.arm, self.query.id, self.seed
+
+    def without(self, dropped: int) -> Job:
+        """The same without its first demonstrations."""
+        gone = tuple(shot.id for shot in self.demonstrations[:dropped])
+        return replace(self, demonstrations=self.demonstrations[dropped:], dropped=self.dropped + gone)
 
     def prompt(self, settings: Settings, read: Callable[[Path], bytes]) -> list[Item]:
         """The document to go on from; in the blank arm ``read`` is never called."""
@@ -164,8 +174,7 @@ def evaluate(
         features_mb=settings.features_mb,
     )
     jobs = [job for task in tasks for job in jobs_of(task, settings)]
-    left = [job for job in jobs if job.key not in answers.found]
-    _check_lengths(engine, left, settings)
+    left = _fitted(engine, [job for job in jobs if job.key not in answers.found], settings)
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress)
     with bar, failing(model, settings.mask_experts):
         for task in tasks:
@@ -197,14 +206,16 @@ def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
 
 def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
     """All that is asked of one task, demonstrations chosen; made-up words bring their own."""
-    demonstrations = Demonstrations(task, settings.seed)
     other = swapped(task, settings.seed) if "blind" in settings.arms else {}
     own = task.kind == "icl"
     for shots in (0,) if own else settings.shots:
-        for query in task.queries:
-            shown = demonstrations.of(query, shots or (0 if own else settings.text_only_demonstrations))
-            for arm in settings.arms:
-                yield Job(task, shots, arm, query, other[query.id] if arm == "blind" else query, shown)
+        count = shots or (0 if own else settings.text_only_demonstrations)
+        for seed in settings.seeds_for(count):
+            demonstrations = Demonstrations(task, seed)
+            for query in task.queries:
+                shown = demonstrations.of(query, count)
+                for arm in settings.arms:
+                    yield Job(task, shots, arm, query, other[query.id] if arm == "blind" else query, shown, seed)
 
 
 def dtype_of(model: MM1) -> str:
@@ -218,12 +229,30 @@ def identity(checkpoint: Path) -> list[Any]:
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _check_lengths(engine: Engine, jobs: list[Job], settings: Settings) -> None:
-    """Refuse the first prompt that does not fit now, and not after hours of answers to shorter ones."""
+def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
+    """Jobs whose prompts fit: the first that does not is refused now, and not after hours of answers to shorter ones.
+
+    Raises:
+        UserError: The arithmetic of a prompt that does not fit, or of a question that would not fit alone.
+    """
+    fitted = []
     for job in jobs:
-        items = job.prompt(settings, lambda picture: b"")
         spoken = [len(engine.tokenizer.encode(choice)) for choice in job.asked.choices]
-        engine.check(items, max(spoken, default=settings.prompt(job.task.kind).max_new_tokens))
+        new = max(spoken, default=settings.prompt(job.task.kind).max_new_tokens)
+
+        def length(job: Job, new: int = new) -> Length:
+            items = job.prompt(settings, lambda picture: b"")
+            return measure(items, new, engine.tokenizer, engine.tokens_per_image)
+
+        if length(job).total > settings.max_positions:
+            lengths = [length(job.without(count)) for count in range(len(job.demonstrations) + 1)]
+            dropped = excess(lengths, settings.max_positions)
+            if settings.when_too_long == "refuse" or dropped is None:
+                where = f"{job.task.name}, question {job.query.id}, {job.shots} shots"
+                raise refuse(where, lengths, settings.max_positions)
+            job = job.without(dropped)
+        fitted.append(job)
+    return fitted
 
 
 def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Scorer) -> Iterator[Answer]:
@@ -246,6 +275,9 @@ def _record(job: Job, prompt: str, answer: str, scorer: Scorer) -> Answer:
         "shots": job.shots,
         "arm": job.arm,
         "id": job.query.id,
+        "seed": job.seed,
+        "demonstrations": [shot.id for shot in job.demonstrations],
+        "dropped": list(job.dropped),
         "image": str(job.query.picture),
         "shown": "" if job.arm == "blank" else str(job.asked.picture),
         "question": job.query.question,

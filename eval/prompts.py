@@ -59,8 +59,11 @@ class Settings:
         tasks: Only these benchmarks; all that the data folder holds if empty.
         limit: At most so many questions a benchmark, chosen by the seed; all if null.
         seed: Of demonstrations, of the questions chosen, and of the blind arm's swaps.
+        seeds: Of demonstrations alone: every question is asked with those of each. Only ``seed`` if empty.
         max_positions: The context, positions a prompt and its answer may take together. MM1's rows by default; a model
             that was trained on shorter ones has not seen positions beyond them.
+        when_too_long: ``refuse`` to run with a prompt that is longer, or ``drop`` its earliest demonstrations: each
+            answer then names them, and the score is marked.
         batch_positions: Positions decoded at once; changes speed and memory, no answer.
         features_mb: Memory for pictures already encoded, likewise.
         mask_experts: Experts that fail while the model is asked, such as ``3:0,1;5:7``: experts 0 and 1 of decoder
@@ -78,7 +81,9 @@ class Settings:
     tasks: tuple[str, ...] = ()
     limit: int | None = None
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     max_positions: int = 4096
+    when_too_long: Literal["refuse", "drop"] = "refuse"
     batch_positions: int = 16384
     features_mb: int = 1024
     mask_experts: str = ""
@@ -95,6 +100,8 @@ class Settings:
         none = ("text_only_demonstrations", "features_mb")
         at_least(0, {"shots": min(self.shots), **{name: getattr(self, name) for name in none}})
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds is {list(self.seeds)}; expected every seed once")
         masks_of(self.mask_experts)
         for kind in ("captions", "vqa", "icl"):
             prompt = getattr(self, kind)
@@ -115,6 +122,10 @@ class Settings:
                     "{answer} at its end" if self.style == "plain" else "no {answer}, which the chat template places"
                 )
                 raise UserError(f"{kind}.template is {template!r}; style {self.style} expects {wanted}")
+
+    def seeds_for(self, demonstrations: int) -> tuple[int, ...]:
+        """Seeds that a question with so many demonstrations is asked with: without any, all would ask the same."""
+        return (self.seeds or (self.seed,)) if demonstrations else (self.seeds or (self.seed,))[:1]
 
     def prompt(self, kind: Kind) -> Prompt:
         """The prompt of a kind of benchmark."""

@@ -11,16 +11,16 @@ from typing import Any
 from mm1.errors import UserError
 from mm1.runs import json_lines, read_object, write_json
 
-Answer = dict[str, Any]  # task, shots, arm, id, image, shown, question, prompt, answer, references, score
-Key = tuple[str, int, str, str]
+Answer = dict[str, Any]  # docs/house.md, Scores, says what is in one
+Key = tuple[str, int, str, str, int]
 
 NEEDED = {"task", "shots", "arm", "id", "image", "answer", "references"}
 MARK = "what an earlier mm1-eval run noted of its questions; delete it to ask all of them again"
 
 
 def key(answer: Answer) -> Key:
-    """What names an answer: task, shots, arm, id."""
-    return answer["task"], answer["shots"], answer["arm"], answer["id"]
+    """What names an answer: task, shots, arm, id, seed of its demonstrations; older ones were asked with one seed."""
+    return answer["task"], answer["shots"], answer["arm"], answer["id"], answer.get("seed", 0)
 
 
 def fingerprint(*values: Any) -> str:

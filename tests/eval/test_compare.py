@@ -25,6 +25,16 @@ def test_the_difference_is_paired_and_drawn_by_picture() -> None:
     assert told([row]).splitlines()[1].split() == ["vqa/t", "4", "0", "75.0", "50.0", "+25.0", "+0.0", "to", "+50.0"]
 
 
+def test_seeds_are_paired_and_one_stands_beside_all() -> None:
+    second = [{**answer, "seed": seed} for seed in (1, 2) for answer in said({"a1": 50 * seed, "b1": 0})]
+    [row] = compare(second, said({"a1": 50, "b1": 0}))
+    assert (row.n, row.ours, row.difference) == (2, 37.5, 12.5)
+    [row] = compare(second, [{**answer, "score": answer["score"] - 10} for answer in second])
+    assert (row.n, row.difference, row.interval) == (2, 10, (10, 10))
+    with pytest.raises(UserError, match=r"the seeds are \[1, 2\] and \[3, 4\]; expected some in common"):
+        compare(second, [{**answer, "seed": answer["seed"] + 2} for answer in second])
+
+
 def test_arms_are_chosen_on_both_sides_and_only_shots_of_both_are_shown() -> None:
     second = said({"a1": 0, "a2": 0, "b1": 0, "b2": 0}, "blank") + said({"a1": 50}, "sighted", shots=8)
     [row] = compare(FIRST + said({"a1": 0}, shots=4), second, other_arm="blank")

@@ -58,7 +58,7 @@ def test_answers_and_scores_are_written_as_agreed(
     out = tmp_path / "out"
     scores = run(model, tokenizer, checkpoint, data, SETTINGS, out)
     assert json.loads((out / "scores.json").read_text()) == json.loads(json.dumps(scores))
-    assert scores["format"] == 2
+    assert scores["format"] == 3
     assert scores["checkpoint"] == str(checkpoint)
     assert scores["settings"]["shots"] == (0, 2)
     captions, lessons = scores["tasks"]["captions/mini"], scores["tasks"]["icl"]
@@ -69,7 +69,7 @@ def test_answers_and_scores_are_written_as_agreed(
     assert captions["shots"]["2"]["blank"] is None, "an arm that was not asked"
     assert (lessons["shots"].keys(), lessons["constant"], lessons["question_only"]) == ({"0"}, 50, None)
     answers = lines(out)
-    names = "task shots arm id image shown question prompt answer references score"
+    names = "task shots arm id seed demonstrations dropped image shown question prompt answer references score"
     assert {tuple(answer) for answer in answers} == {tuple(names.split())}
     assert len(answers) == JOBS
     assert max(Counter((a["task"], a["shots"], a["arm"], a["id"]) for a in answers).values()) == 1
@@ -104,6 +104,27 @@ def test_demonstrations_without_pictures_stand_before_zero_shots_alone(
         pictures = answer["prompt"].count("<image>")
         assert (answer["prompt"].count("Short answer:"), pictures) == (3, 1 if answer["shots"] == 0 else 3)
         assert answer["prompt"].replace("<image>", "") == spoken[answer["id"]]["prompt"].replace("<image>", "")
+
+
+def test_every_seed_brings_its_own_demonstrations(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    settings = replace(SETTINGS, tasks=("vqa/daquar",), seeds=(3, 4), limit=3)
+    scores = run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    given = lines(tmp_path / "out")
+    assert Counter((a["shots"], a["arm"], a["seed"]) for a in given) == {
+        **{(0, arm, 3): 3 for arm in ("sighted", "blind")},  # nothing to draw: all seeds would ask the same
+        **{(2, arm, seed): 3 for arm in ("sighted", "blind") for seed in (3, 4)},
+    }
+    assert scores["tasks"]["vqa/daquar"]["shots"]["2"]["seeds"].keys() == {"3", "4"}
+    one = replace(settings, seeds=(), seed=4, limit=None)
+    run(model, tokenizer, checkpoint, data, one, tmp_path / "one")
+    alone = {(a["shots"], a["arm"], a["id"]): a["demonstrations"] for a in lines(tmp_path / "one")}
+    mine = {(a["shots"], a["arm"], a["id"]): a["demonstrations"] for a in given if a["seed"] == 4}
+    assert mine == {key: alone[key] for key in mine}, "a seed draws the same whatever others there are"
+    asked.clear()
+    assert run(model, tokenizer, checkpoint, data, settings, tmp_path / "out") == scores
+    assert asked == []
 
 
 def test_the_blank_arm_sees_one_grey_picture_and_no_other(

@@ -80,6 +80,7 @@ def test_a_context_stands_before_the_picture_asked_about() -> None:
         (replace(Settings(), icl=Prompt(stop=None)), r"icl\.stop is null; expected a value, or the line left out"),
         (replace(Settings(), tasks=None), "tasks is null; expected a value"),
         (replace(Settings(), shots=()), r"shots is \[\] .*; expected at least one of each"),
+        (replace(Settings(), seeds=(1, 1)), r"seeds is \[1, 1\]; expected every seed once"),
         (replace(Settings(), limit=0), "limit is 0; expected at least 1"),
         (replace(Settings(), features_mb=-1), "features_mb is -1; expected at least 0"),
     ],

@@ -168,3 +168,41 @@ def test_stored_answers_are_scored_from_their_references() -> None:
     assert (found["metric"], found["n"]) == ("vqa_accuracy", 2)
     assert (found["shots"]["0"]["sighted"], found["shots"]["0"]["blind"]) == (50, 0)
     assert [answer["score"] for answer in answers] == [100, 0, 0, 0]
+
+
+def test_an_interval_over_seeds_draws_seeds_too() -> None:
+    """Two seeds 20 apart, every picture alike: of four equally likely draws one has the lower seed twice."""
+    scores, seeds = [40.0] * 5 + [60.0] * 5, [0] * 5 + [1] * 5
+    pictures = list(range(5)) * 2
+    assert interval(scores, pictures, draws=seeds) == (40, 60)
+    assert interval(scores, pictures, draws=seeds, level=0.4) == (50, 50), "half of the draws have both seeds"
+    assert interval(scores, pictures) == (50, 50), "a seed that is not told is no uncertainty"
+
+
+def test_pictures_and_seeds_are_crossed() -> None:
+    """Against a resample written as loops, of an effect of pictures, one of seeds, and both together."""
+    chance = np.random.default_rng(5)
+    table_SC = chance.normal(0, 5, (3, 1)) + chance.normal(0, 10, (1, 30)) + chance.normal(0, 3, (3, 30))
+    means = []
+    for _ in range(4000):
+        rows, columns = chance.integers(3, size=3), chance.integers(30, size=30)
+        means.append(np.mean([[table_SC[row, column] for column in columns] for row in rows]))
+    seeds, pictures = np.repeat(np.arange(3), 30), np.tile(np.arange(30), 3)
+    found = interval(list(table_SC.ravel()), list(pictures), draws=list(seeds))
+    assert found == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.3)
+
+
+def test_an_unfinished_seed_may_be_drawn_with_nothing() -> None:
+    low, high = interval([0.0, 100.0, 50.0], ["a", "b", "a"], draws=[0, 0, 1])
+    assert 0 <= low < high <= 100
+
+
+def test_means_of_seeds_and_differences_from_what_was_asked_once() -> None:
+    zero = said(0, "sighted", [0, 100])
+    four = [{**answer, "seed": seed} for seed in (1, 2) for answer in said(4, "sighted", [100, 100 * (seed - 1)])]
+    at = by_shots(zero + four)
+    assert at["4"]["seeds"] == {"1": 50, "2": 100}
+    assert at["4"]["deviation"] == pytest.approx(50 / np.sqrt(2))
+    assert (at["4"]["sighted"], at["4"]["over_zero_shot"]) == (75, 25)
+    assert (at["0"]["seeds"], at["0"]["deviation"], at["0"]["dropped"]) == ({"0": 50}, None, None)
+    assert "2, sd 35.4" in table({"tasks": {"t": {"n": 2, "warnings": [], "shots": at}}})
