@@ -12,6 +12,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 import mm1
+from eval.adapters import door as harnesses
 from eval.compare import compare, told
 from eval.contamination import overlap
 from eval.failing import masks_of
@@ -69,10 +70,14 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("score", scoring, help="score stored answers again")
     commands.add_subcommand("compare", comparing, help="two runs on the same questions")
     commands.add_subcommand("contamination", looking, help="scored pictures among those trained on")
+    for harness, about in harnesses.ABOUT.items():
+        commands.add_subcommand(harness, ArgumentParser(description=about), help=about.split(".")[0])
     return whole
 
 
 def _main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in harnesses.PACKAGES:  # the rest of the line is another program's
+        return harnesses.run(sys.argv[1], underscored(sys.argv[2:]))
     whole = parser()
     arguments = whole.parse_args(underscored(sys.argv[1:]))
     command = arguments.command

@@ -36,6 +36,8 @@ ADDRESSES = {
     "py3langid": ["data_pipelines/steps/text.py"],
     "rensa": ["data_pipelines/steps/duplicates.py"],
     "ray": ["data_pipelines/engines.py"],
+    "lm_eval": ["eval/adapters/lm.py"],
+    "lmms_eval": ["eval/adapters/lmms.py"],
 }
 
 
