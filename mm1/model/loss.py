@@ -6,6 +6,7 @@ sums can be added and divided once by the global number of targets (:class:`mm1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.functional import linear
 from mm1.batch import IGNORE, Batch, learned_places
 from mm1.model.decoder import Output
 
+Score = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 CHUNK_TOKENS = 1024  # logits held at once: at 32000 entries 131 MB in fp32
 
 
@@ -50,13 +52,13 @@ class LossSums:
     together_LEE: Tensor
 
 
-def loss_sums(output: Output, batch: Batch, head_VD: Tensor) -> LossSums:
-    """Score what the decoder put out against the targets of the batch."""
+def loss_sums(output: Output, batch: Batch, head_VD: Tensor, score: Score | None = None) -> LossSums:
+    """Score what the decoder put out against the targets of the batch, by :func:`cross_entropy_sum` if not given."""
     places_M = learned_places(batch.targets_BT) if batch.learned_M is None else batch.learned_M
     hidden_MD, targets_M, sources_M = (
         x.flatten(0, 1).index_select(0, places_M) for x in (output.hidden_BTD, batch.targets_BT, batch.sources_BT)
     )
-    total, losses_M = cross_entropy_sum(hidden_MD, head_VD, targets_M)
+    total, losses_M = (score or cross_entropy_sum)(hidden_MD, head_VD, targets_M)
     zeros_S = torch.zeros(len(batch.sources), device=losses_M.device)
     return LossSums(
         cross_entropy=total,

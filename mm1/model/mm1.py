@@ -15,7 +15,7 @@ from mm1.batch import IMAGE, Batch, ImageSpec
 from mm1.model.connector import Connector
 from mm1.model.decoder import Decoder, Output
 from mm1.model.init import Whole, init_parameters
-from mm1.model.loss import LossSums, loss_sums
+from mm1.model.loss import LossSums, Score, cross_entropy_sum, loss_sums
 from mm1.model.moe.routing import Places
 from mm1.model.splice import check, splice
 from mm1.model.vision import VisionEncoder
@@ -40,6 +40,7 @@ class MM1(nn.Module):
         self.vision = vision
         self.connector = connector(vision.width, decoder.width, vision.grid)
         self.decoder = decoder
+        self.score: Score = cross_entropy_sum  # of hidden states, head and targets; where ranks share the head, another
         self.in_step = False  # whether every batch has to pass every part, as where ranks share the weights
         self.register_buffer("mean_C11", torch.empty(3, 1, 1))
         self.register_buffer("std_C11", torch.empty(3, 1, 1))
@@ -57,7 +58,7 @@ class MM1(nn.Module):
 
     def losses(self, batch: Batch) -> LossSums:
         """Everything a step adds up: cross-entropy on the targets and what the routers did."""
-        return loss_sums(self(batch), batch, self.decoder.head_VD)
+        return loss_sums(self(batch), batch, self.decoder.head_VD, self.score)
 
     def encode_images(self, images_ICHW: Tensor) -> Tensor:
         """uint8 pictures [I, 3, S, S] -> their tokens [I, N, D]; I may be 0.

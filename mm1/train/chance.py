@@ -16,6 +16,7 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
 from mm1.batch import Batch
+from mm1.train.strategy import reader
 
 State = dict[str, Any]
 
@@ -25,6 +26,7 @@ class Chance(Callback):
 
     That is at the start of a run, and where another number of ranks goes on. Drawing begins with the first batch, which
     is also where checkpoints are written (:class:`mm1.train.checkpoints.BetweenSteps`); stand before what writes them.
+    Ranks that share layers draw alike.
     """
 
     def __init__(self) -> None:
@@ -36,10 +38,11 @@ class Chance(Callback):
         if self.begun:
             return
         self.begun = True
+        rank, ranks = reader(trainer.strategy)
         if len(self.saved) == trainer.world_size:
-            restore(self.saved[trainer.global_rank], pl_module.device)
+            restore(self.saved[rank * trainer.world_size // ranks], pl_module.device)  # alike where layers are shared
         else:
-            begin(pl_module.seed, trainer.global_step, trainer.global_rank)
+            begin(pl_module.seed, trainer.global_step, rank)
         self.saved = []
 
     def on_save_checkpoint(

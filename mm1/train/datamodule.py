@@ -18,6 +18,7 @@ from mm1.data.shards import read_manifest
 from mm1.data.streams import HeldOut, Loader, Windows
 from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import at_least
+from mm1.train.strategy import reader
 
 
 class MM1Data(lightning.LightningDataModule):
@@ -118,10 +119,11 @@ class MM1Data(lightning.LightningDataModule):
     def train_dataloader(self) -> Loader:
         """This rank's micro-batches, from where the last trained step ended."""
         assert self.trainer is not None
+        rank, ranks = reader(self.trainer.strategy)
         windows = Windows(
             self.recipe,
-            rank=self.trainer.global_rank,
-            ranks=self.trainer.world_size,
+            rank=rank,
+            ranks=ranks,
             micro_batches=self.trainer.accumulate_grad_batches,
             state=self.state,
             threads=self.threads,
@@ -132,12 +134,13 @@ class MM1Data(lightning.LightningDataModule):
     def val_dataloader(self) -> Loader:
         """This rank's validation batches, the same every time."""
         assert self.trainer is not None
+        rank, ranks = reader(self.trainer.strategy)
         held_out = HeldOut(
             self.recipe,
             rows=self.val_rows,
             batch_rows=self.val_batch_rows,
-            rank=self.trainer.global_rank,
-            ranks=self.trainer.world_size,
+            rank=rank,
+            ranks=ranks,
             threads=self.threads,
         )
         return Loader(held_out, min(self.workers, 1), self.timeout_s)

@@ -9,6 +9,7 @@ import lightning
 import torch
 
 from mm1.errors import UserError
+from mm1.train.strategy import reader
 
 
 def out_of_memory(error: BaseException, trainer: lightning.Trainer) -> UserError | None:
@@ -30,7 +31,7 @@ def out_of_memory(error: BaseException, trainer: lightning.Trainer) -> UserError
 def _sizes(trainer: lightning.Trainer) -> str:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     recipe, model = data.recipe, trainer.lightning_module.model
-    rows = recipe.rows_per_step / (trainer.world_size * trainer.accumulate_grad_batches)
+    rows = recipe.rows_per_step / (reader(trainer.strategy)[1] * trainer.accumulate_grad_batches)
     on = [name for name in ("decoder", "vision") if getattr(getattr(model, name), "checkpointing", False)]
     return (
         f"with {rows:g} rows a micro-batch, {recipe.row_tokens} positions (data.row_tokens) and up to "

@@ -3,24 +3,38 @@
 ``trainer.strategy: {class_path: mm1.train.strategy.Sharded, init_args: {experts: 2}}``. Lightning 2.6 knows two axes
 and no experts, adds up gradients after every micro-batch, and writes folders that nothing else reads; here checkpoints
 are the single file of docs/house.md with whole tensors, so that they load on any number of ranks, spread in any way.
+
+With ``trainer.precision: bf16-mixed`` FSDP2 gathers in bf16, half as many bytes, and adds up gradients in fp32; weights
+at rest and the optimizer's states stay fp32, and routers are left alone.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch.distributed import ReduceOp
 from torch.distributed.tensor import DTensor
 
 from mm1.errors import at_least
 from mm1.model.mm1 import MM1
 from mm1.train.parallel import ARGS, Way, meshes, placed, shard, sum_gradients
+
+# of whole tensors from ranks that have a part of a part, one message after the other; there is no other way
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+
+
+def reader(strategy: Strategy) -> tuple[int, int]:
+    """Which rows are read here: this rank's number among the ranks with rows of their own, and how many there are."""
+    shared = strategy.sizes["tensor"] if isinstance(strategy, Sharded) else 1
+    return strategy.global_rank // shared, strategy.world_size // shared
 
 
 class Sharded(ModelParallelStrategy):
@@ -31,16 +45,27 @@ class Sharded(ModelParallelStrategy):
     Args:
         experts: Ranks that share the experts of a layer; tokens travel between them. Best within a machine, and as few
             as memory allows.
-        shard: Ranks that share one copy of the model, a multiple of ``experts``; all that ``replicate`` leaves, if not
-            given.
+        shard: Ranks with rows of their own that share one copy of the model; all that ``replicate`` and ``tensor``
+            leave, if not given. With ``tensor`` times as many, a multiple of ``experts``.
         replicate: Copies of the model; more than one where machines are many and the network between them is slow.
+        tensor: Ranks that share every layer of the decoder and read the same rows, neighbours in one machine. For
+            layers that do not fit: each then waits for what ranks tell each other.
         exchange: Tokens travel all at once (``plain``), in two parts of which one is computed meanwhile
             (``overlapped``), or stay where a hot expert comes to them (``shadowed``, with ``experts`` = ``shard``).
     """
 
-    def __init__(self, experts: int = 1, shard: int | None = None, replicate: int = 1, exchange: Way = "plain") -> None:
+    def __init__(
+        self,
+        experts: int = 1,
+        shard: int | None = None,
+        replicate: int = 1,
+        tensor: int = 1,
+        exchange: Way = "plain",
+    ) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
-        sizes = {"experts": experts, "replicate": replicate} | ({} if shard is None else {"shard": shard})
+        sizes = {"experts": experts, "replicate": replicate, "tensor": tensor} | (
+            {} if shard is None else {"shard": shard}
+        )
         at_least(1, {f"{ARGS}.{name}": size for name, size in sizes.items()})
         self.sizes, self.exchange = sizes, exchange
 
@@ -55,12 +80,23 @@ class Sharded(ModelParallelStrategy):
 
     def spread(self, model: MM1) -> None:
         """Keep this rank's part of a model that is empty, or filled alike on all ranks."""
-        shard(model, self.meshes, self.exchange)
+        low = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        shard(model, self.meshes, self.exchange, low)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Every rank reads its own rows."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
+        """Ranks that share layers read the same rows, all others their own."""
+        rank, ranks = reader(self)
+        return {"num_replicas": ranks, "rank": rank}
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Over ranks with rows of their own; what those that share layers have is alike, or a word of any of them."""
+        found = super().reduce(tensor, group, reduce_op)
+        shared = self.sizes["tensor"]
+        if shared == 1 or not isinstance(found, Tensor) or reduce_op not in ("sum", ReduceOp.SUM):
+            return found
+        # all ranks take part, so that all come to the same bits; a word of one of them must not round to none
+        return found / shared if found.is_floating_point() else -(-found // shared)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from mm1.runs import Run, json_lines
 from mm1.train.callbacks import AfterSteps
 from mm1.train.datamodule import MM1Data
 from mm1.train.module import Objective
+from mm1.train.strategy import reader
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,9 @@ class Quarantine(AfterSteps):
             self._write(trainer)
 
     def _note(self, batch: Batch, trainer: lightning.Trainer, split: str) -> None:
+        rank, ranks = reader(trainer.strategy)
+        if trainer.global_rank != rank * trainer.world_size // ranks:
+            return  # of ranks that read the same rows the first tells
         about = {"step": trainer.global_step, "rank": trainer.global_rank, "split": split}
         for source, where, reason in batch.damaged:
             self.found.append({**about, "source": source, "where": where, "reason": reason})

@@ -68,6 +68,9 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     ("ranks", "micro_batches", "axes"),
     [
         (2, 2, {"experts": 2}),
+        (2, 2, {"tensor": 2}),
+        pytest.param(4, 1, {"tensor": 2, "experts": 4}, marks=pytest.mark.slow),
+        pytest.param(4, 2, {"tensor": 2, "replicate": 2}, marks=pytest.mark.slow),
         pytest.param(2, 1, {"experts": 2, "exchange": "overlapped"}, marks=pytest.mark.slow),
         pytest.param(2, 1, {"experts": 2, "exchange": "shadowed"}, marks=pytest.mark.slow),
         pytest.param(1, 1, {}, marks=pytest.mark.slow),
@@ -88,7 +91,9 @@ def test_a_sharded_run_is_the_run_of_one_process(
 
 
 @pytest.mark.parametrize(
-    "later", [(4, {"experts": 4}), pytest.param((1, None), marks=pytest.mark.slow)], ids=["more", "one"]
+    "later",
+    [(4, {"experts": 2, "tensor": 2}), pytest.param((1, None), marks=pytest.mark.slow)],
+    ids=["more", "one"],
 )
 def test_another_number_of_ranks_goes_on(
     corpus: Path, tmp_path: Path, undisturbed: dict[str, Tensor], later: tuple[int, dict[str, int] | None]
