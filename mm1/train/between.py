@@ -29,7 +29,7 @@ from mm1.model.loss import CHUNK_TOKENS
 class Group(NamedTuple):
     """Ranks that share a layer, as plain values, which is how a compiler knows a group."""
 
-    name: str
+    name: Any  # of a type that torch has had since 2.13 alone
     ranks: int
     rank: int
 

@@ -53,6 +53,7 @@ def check(decoder: Decoder, ranks: int) -> None:
                 f"({SETTING})"
             )
     for layer in decoder.layers:
+        assert isinstance(layer, Layer)
         norm = layer.attention.q_norm
         if norm is not None and norm.weight.numel() != decoder.head_width:
             raise UserError(
@@ -74,6 +75,7 @@ def cut(decoder: Decoder, mesh: DeviceMesh) -> None:
     check(decoder, mesh.size())
     group = Group.of(mesh)
     for layer in decoder.layers:
+        assert isinstance(layer, Layer)
         _cut_layer(layer, mesh, group)
     decoder.embedding = _Embedding(decoder.embedding, mesh, group)
     if decoder.head is not None:

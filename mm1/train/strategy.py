@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.distributed import ReduceOp
@@ -31,8 +31,12 @@ from mm1.train.parallel import ARGS, Way, meshes, placed, shard, sum_gradients
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
-def reader(strategy: Strategy) -> tuple[int, int]:
-    """Which rows are read here: this rank's number among the ranks with rows of their own, and how many there are."""
+def reader(strategy: Any) -> tuple[int, int]:
+    """Which rows are read here: this rank's number among the ranks with rows of their own, and how many there are.
+
+    Args:
+        strategy: Any of Lightning's.
+    """
     shared = strategy.sizes["tensor"] if isinstance(strategy, Sharded) else 1
     return strategy.global_rank // shared, strategy.world_size // shared
 
