@@ -173,7 +173,7 @@ def refused(rank: int) -> None:
             model_of(options, meshes("cpu", 2, tensor=2))
     model = model_of(PLAIN, meshes("cpu", 2, tensor=2))
     odd = rows((0,))._map(lambda tensor: tensor[:, :11] if tensor.ndim == 2 else tensor)
-    with pytest.raises(UserError, match="data.row_tokens is 11, to be cut by 2 ranks"):
+    with pytest.raises(UserError, match=r"data\.row_tokens is 11, to be cut by 2 ranks"):
         model.losses(odd)
 
 
