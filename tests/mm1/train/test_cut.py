@@ -1,4 +1,4 @@
-"""Layers cut over ranks are the layers of one process: losses, gradients, norms and weights, alone and with other axes."""
+"""Layers cut over ranks are those of one process: losses, gradients, norms and weights, alone and beside other axes."""
 
 from __future__ import annotations
 
