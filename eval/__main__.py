@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -20,7 +20,7 @@ from eval.harness import run
 from eval.prompts import Arm, Settings
 from eval.scores import FORMAT, rescore, table
 from eval.store import Answer, read_answers
-from eval.task import discover
+from eval.task import Kind, discover
 from mm1.errors import UserError, door, underscored
 from mm1.infer.assistant import Dtype
 from mm1.runs import read_scores, write_json
@@ -35,7 +35,9 @@ def parser() -> ArgumentParser:
     """The whole command line."""
     running = ArgumentParser(description="Score a model on the benchmarks of a data folder; finished answers are kept.")
     running.add_argument("checkpoint", type=str, help="a *.ckpt of mm1-train, or an exported folder")
-    running.add_argument("--data", type=str, required=True, help="folder with captions_eval/, vqa/, icl/")
+    running.add_argument(
+        "--data", type=str, required=True, help="folder with benchmarks as downloaded (docs/evaluation.md)"
+    )
     running.add_argument("--out", type=str | None, default=None, help="default: eval/<config> in the run folder")
     running.add_argument("--device", type=str, default="cpu")
     running.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
@@ -62,7 +64,9 @@ def parser() -> ArgumentParser:
     comparing.add_argument("--other_arm", type=Arm, default="sighted", help="of the second")
     looking = ArgumentParser(description="Count the scored pictures in training corpora; exit code 1 if there are any.")
     looking.add_argument("corpora", type=str, nargs=argparse.ONE_OR_MORE, help="folders written by mm1-data shards")
-    looking.add_argument("--data", type=str, required=True, help="folder with captions_eval/, vqa/, icl/")
+    looking.add_argument(
+        "--data", type=str, required=True, help="folder with benchmarks as downloaded (docs/evaluation.md)"
+    )
     whole = ArgumentParser(prog="mm1-eval", description=__doc__, exit_on_error=False)
     commands = whole.add_subcommands(dest="command")
     commands.add_subcommand("run", running, help="score a model on benchmarks")
@@ -81,7 +85,7 @@ def _main() -> None:
     whole = parser()
     arguments = whole.parse_args(underscored(sys.argv[1:]))
     command = arguments.command
-    for kind in ("captions", "vqa", "icl") if command == "run" else ():
+    for kind in get_args(Kind) if command == "run" else ():
         if not isinstance(arguments.run[kind], Namespace):
             raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
     does = {"run": _run, "ask": _ask, "score": _score, "compare": _compare, "contamination": _contamination}

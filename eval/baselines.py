@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from eval.metrics.cider import Cider
 from eval.task import Query, Task
@@ -20,17 +23,21 @@ def question_only(task: Task) -> float | None:
     The most common answer to exactly this question, else to questions that start with the same 4, 3, 2 words or one,
     else of all. Answers are those of the train part, or of all *other* pictures where there is none.
     """
-    return _scored(task, lambda query: _keys(query.question)) if task.kind == "vqa" else None
+    if task.kind != "vqa" or task.metric == "none":
+        return None
+    return _scored(task, lambda query: _keys(query.question))
 
 
 def constant(task: Task) -> float | None:
     """Score of one answer for everything: the most common one, a typical caption, or chance among choices."""
-    if task.kind == "vqa":
-        return _scored(task, lambda query: iter([""]))
-    if task.kind == "icl":
+    if task.metric == "none":
+        return None
+    if task.kind in ("icl", "choices"):
         chances = [1 / len(query.choices) for query in task.queries if query.choices]
         return 100 * sum(chances) / len(chances) if len(chances) == len(task.queries) else None
-    caption = _typical_caption(task.train)
+    if task.kind == "vqa":
+        return _scored(task, lambda query: iter([""]))
+    caption = _typical_caption(task.train) if task.kind == "captions" else None
     return None if caption is None else _mean(task, {query.id: caption for query in task.queries})
 
 
@@ -53,7 +60,7 @@ class Lookup:
         return min(left, key=lambda answer: (-left[answer], answer)) if left else None
 
 
-def _scored(task: Task, keys: _Keys) -> float:
+def _scored(task: Task, keys: _Keys) -> float | None:
     lookup = Lookup()
     for query in task.train or task.whole:
         for key in keys(query):
@@ -88,6 +95,11 @@ def _typical_caption(pool: tuple[Query, ...]) -> str | None:
     return max(candidates, key=worth)
 
 
-def _mean(task: Task, answers: dict[str, str]) -> float:
-    score = task.scorer()
-    return sum(score(id, answer) for id, answer in answers.items()) / len(answers)
+def _mean(task: Task, answers: dict[str, str]) -> float | None:
+    metric = task.scorer()
+    scores = {id: score for id, answer in answers.items() if (score := metric.score(id, answer)) is not None}
+    if not scores:
+        return None
+    counts = metric.counts({id: answers[id] for id in scores}, scores)
+    number = float(metric.value(np.array(list(counts.values()), dtype=float).sum(axis=0)))
+    return None if math.isnan(number) else number

@@ -19,14 +19,15 @@ from eval.contamination import overlap
 from eval.failing import failing
 from eval.fewshot import Demonstrations
 from eval.fewshot import blind as swapped
+from eval.files import Data
 from eval.fit import Length, excess, measure, refuse
+from eval.metrics.metric import Metric
 from eval.pictures import blank, read
 from eval.prompts import Item, Settings, document, spell
 from eval.scores import FORMAT, of_task
 from eval.store import Answer, Answers, Key, fingerprint, key
-from eval.task import Query, Scorer, Task, discover
+from eval.task import Query, Task, discover
 from mm1.data.tokenizer import Tokenizer
-from mm1.errors import UserError
 from mm1.infer.assistant import Dtype, cast, check_dtype
 from mm1.infer.engine import Engine
 from mm1.model.mm1 import MM1
@@ -141,7 +142,7 @@ def run(
     if not settings.mask_experts:
         del asked["mask_experts"]  # so that answers from before there was such a setting are kept
     answers = Answers(
-        out, fingerprint(FORMAT, asked, identity(checkpoint), dtype_of(model), [asdict(task) for task in tasks])
+        out, fingerprint(FORMAT, asked, identity(checkpoint), dtype_of(model), [task.fingerprint() for task in tasks])
     )
     shared = overlap(list(corpora), tasks).record() if corpora else None
     found = evaluate(model, tokenizer, tasks, settings, answers, progress=True)
@@ -195,13 +196,10 @@ def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
     Raises:
         UserError: The settings name a benchmark that is not there.
     """
-    tasks = discover(data)
-    unknown = set(settings.tasks) - {task.name for task in tasks}
-    if unknown:
-        there = ", ".join(task.name for task in tasks)
-        raise UserError(f"tasks names {min(unknown)}, which {data} does not hold; expected some of {there}")
-    chosen = [task for task in tasks if not settings.tasks or task.name in settings.tasks]
-    return [task.limited(settings.limit, settings.seed) for task in chosen]
+    tasks = discover(Data(Path(data), settings.images, settings.max_missing_share), settings.tasks)
+    if settings.choosing:
+        tasks = [replace(task, choosing=settings.choosing) for task in tasks]
+    return [task.limited(settings.limit, settings.seed) for task in tasks]
 
 
 def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
@@ -215,7 +213,8 @@ def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
             for query in task.queries:
                 shown = demonstrations.of(query, count)
                 for arm in settings.arms:
-                    yield Job(task, shots, arm, query, other[query.id] if arm == "blind" else query, shown, seed)
+                    asked = task.asked(other[query.id] if arm == "blind" else query)
+                    yield Job(task, shots, arm, query, asked, [task.asked(one) for one in shown], seed)
 
 
 def dtype_of(model: MM1) -> str:
@@ -255,7 +254,7 @@ def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
     return fitted
 
 
-def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Scorer) -> Iterator[Answer]:
+def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Metric) -> Iterator[Answer]:
     prompts = [job.prompt(settings, read) for job in jobs]
     prompt = settings.prompt(jobs[0].task.kind)
     free = [at for at, job in enumerate(jobs) if not job.asked.choices]
@@ -266,10 +265,10 @@ def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Scorer)
     likelihoods = engine.score([prompts[at] for at, _ in pairs], [choice for _, choice in pairs])
     for at in closed:
         mine = [(score, choice) for (of, choice), score in zip(pairs, likelihoods, strict=True) if of == at]
-        yield _record(jobs[at], spell(prompts[at]), max(mine)[1], scorer)
+        yield _record(jobs[at], spell(prompts[at]), scorer.chosen(jobs[at].query.id, max(mine)[1]), scorer)
 
 
-def _record(job: Job, prompt: str, answer: str, scorer: Scorer) -> Answer:
+def _record(job: Job, prompt: str, answer: str, scorer: Metric) -> Answer:
     return {
         "task": job.task.name,
         "shots": job.shots,
@@ -284,5 +283,15 @@ def _record(job: Job, prompt: str, answer: str, scorer: Scorer) -> Answer:
         "prompt": prompt,
         "answer": answer,
         "references": list(job.query.references),
-        "score": scorer(job.query.id, answer),
+        **_more(job),
+        "score": scorer.score(job.query.id, answer),
     }
+
+
+def _more(job: Job) -> dict[str, Any]:
+    """What its metric needs to score it again without the data, where it is not the usual one."""
+    query, usual = job.query, "cider" if job.task.kind == "captions" else "vqa_accuracy"
+    found: dict[str, Any] = {"metric": job.task.metric if job.task.metric != usual else ""}
+    found |= {"choices": list(query.choices), "groups": list(query.groups)}
+    found |= {"versions": {name: list(given) for name, given in query.versions.items()}, "about": dict(query.about)}
+    return {name: value for name, value in found.items() if value}

@@ -52,17 +52,3 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} is not readable ({error.strerror}); expected the file of a picture") from None
-
-
-def check(paths: list[Path], where: Path) -> None:
-    """Refuse a task whose pictures are missing, before hours are spent on the others.
-
-    Raises:
-        UserError: How many are missing, the first of them, and the file that names them.
-    """
-    missing = [path for path in dict.fromkeys(paths) if not path.is_file()]
-    if missing:
-        raise UserError(
-            f"{where} names {len(missing)} pictures that do not exist, the first is {missing[0]}; "
-            f"expected every picture in its place"
-        )

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from eval.failing import masks_of
 from eval.task import Kind, Query
@@ -22,6 +22,7 @@ from mm1.template import turn
 
 Item = Text | Image
 Arm = Literal["sighted", "blind", "blank"]
+IN_PLACE = r"<image (\d+)>"  # a picture's place in a question that names its pictures
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Settings:
         style: ``plain`` for a pre-trained model, ``chat`` for an instruction-tuned one.
         captions: Captioning.
         vqa: Question answering.
+        choices: Multiple choice whose choices stand in the question as A, B, C.
+        open: Questions that want more than a few words.
         icl: Made-up words.
         separator: What follows a demonstration.
         shots: Numbers of demonstrations.
@@ -66,6 +69,9 @@ class Settings:
             answer then names them, and the score is marked.
         batch_positions: Positions decoded at once; changes speed and memory, no answer.
         features_mb: Memory for pictures already encoded, likewise.
+        choosing: Take one of several choices by ``likelihood`` or by ``letter``; null: as each benchmark does.
+        images: Folders of pictures by benchmark, where they lie elsewhere than releases put them.
+        max_missing_share: Share of a benchmark's questions whose pictures may be missing; more, and it is refused.
         mask_experts: Experts that fail while the model is asked, such as ``3:0,1;5:7``: experts 0 and 1 of decoder
             layer 3, counted from 0, and expert 7 of layer 5.
     """
@@ -73,6 +79,8 @@ class Settings:
     style: Literal["plain", "chat"] = "plain"
     captions: Prompt = field(default_factory=lambda: Prompt("{image}{answer}", max_new_tokens=30))
     vqa: Prompt = field(default_factory=Prompt)
+    choices: Prompt = field(default_factory=lambda: Prompt("{image}Question: {question}\nAnswer: {answer}"))
+    open: Prompt = field(default_factory=lambda: Prompt(stop=("Question:",), max_new_tokens=256))
     icl: Prompt = field(default_factory=Prompt)
     separator: str = ""
     shots: tuple[int, ...] = (0, 4, 8)
@@ -86,6 +94,9 @@ class Settings:
     when_too_long: Literal["refuse", "drop"] = "refuse"
     batch_positions: int = 16384
     features_mb: int = 1024
+    choosing: Literal["likelihood", "letter"] | None = None
+    images: dict[str, str] = field(default_factory=dict)
+    max_missing_share: float = 0.0
     mask_experts: str = ""
 
     def check(self) -> None:
@@ -94,16 +105,16 @@ class Settings:
         Raises:
             UserError: Which one, and what it lacks.
         """
-        _given(self, may_lack=("limit",))
+        _given(self, may_lack=("limit", "choosing"))
         if not self.shots or not self.arms:
             raise UserError(f"shots is {list(self.shots)} and arms {list(self.arms)}; expected at least one of each")
-        none = ("text_only_demonstrations", "features_mb")
+        none = ("text_only_demonstrations", "features_mb", "max_missing_share")
         at_least(0, {"shots": min(self.shots), **{name: getattr(self, name) for name in none}})
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {list(self.seeds)}; expected every seed once")
         masks_of(self.mask_experts)
-        for kind in ("captions", "vqa", "icl"):
+        for kind in get_args(Kind):
             prompt = getattr(self, kind)
             _given(prompt, f"{kind}.")
             at_least(1, {f"{kind}.max_new_tokens": prompt.max_new_tokens})
@@ -129,7 +140,8 @@ class Settings:
 
     def prompt(self, kind: Kind) -> Prompt:
         """The prompt of a kind of benchmark."""
-        return {"captions": self.captions, "vqa": self.vqa, "icl": self.icl}[kind]
+        found: Prompt = getattr(self, kind)
+        return found
 
 
 def _given(values: Prompt | Settings, where: str = "", may_lack: Sequence[str] = ()) -> None:
@@ -173,12 +185,34 @@ def _asked(
     query: Query, kind: Kind, settings: Settings, read: Callable[[Path], bytes], answer: str | None
 ) -> list[Item]:
     before, after = settings.prompt(kind).template.split("{image}")
-    picture: list[Item] = [*([Text(before)] if before else []), Image(read(query.picture))]
+    named = _named(query)
+    at_front = [picture for at, picture in enumerate(query.shown, 1) if at not in named]
+    picture: list[Item] = [*([Text(before)] if before else []), *(Image(read(one)) for one in at_front)]
     after = after.replace("{question}", query.question)
     if settings.style == "chat":
-        return [*picture, *turn(after, answer)]
-    if answer is None:
-        text = after.removesuffix("{answer}").rstrip()  # a blank at the end would be a token of its own
+        said: Sequence[Item] = turn(after, answer)
+    elif answer is None:
+        said = [Text(after.removesuffix("{answer}").rstrip())]  # a blank at the end would be a token of its own
     else:
-        text = after.removesuffix("{answer}") + answer + settings.separator
-    return [*picture, Text(text)] if text else picture
+        said = [Text(after.removesuffix("{answer}") + answer + settings.separator)]
+    items = [piece for item in said for piece in _with_pictures(item, query, named, read)]
+    return [*picture, *(item for item in items if not (isinstance(item, Text) and not item.text))]
+
+
+def _named(query: Query) -> set[int]:
+    """Which of its pictures a question names where they stand, counted from 1."""
+    found = {int(at) for at in re.findall(IN_PLACE, query.question)} if query.inline else set()
+    return {at for at in found if 1 <= at <= len(query.shown)}
+
+
+def _with_pictures(item: Item, query: Query, named: set[int], read: Callable[[Path], bytes]) -> list[Item]:
+    """A text with the pictures that it names in their places."""
+    if not named or isinstance(item, Image) or not re.search(IN_PLACE, item.text):
+        return [item]
+    pieces: list[Item] = []
+    for at, part in enumerate(re.split(IN_PLACE, item.text)):  # text, number, text, number, .., text
+        if at % 2 and int(part) in named:
+            pieces.append(Image(read(query.shown[int(part) - 1])))
+        else:
+            pieces.append(replace(item, text=f"<image {part}>" if at % 2 else part))
+    return pieces

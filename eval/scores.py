@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, get_args
 
+import numpy as np
+
 from eval.baselines import constant, question_only
-from eval.metrics.interval import interval
+from eval.metrics.interval import interval_of
+from eval.metrics.metric import Gold, Metric, metric_class
 from eval.prompts import Arm
 from eval.store import Answer
-from eval.task import Scorer, Task
+from eval.task import Task
 
-FORMAT = 3  # 1 had neither the blank arm nor differences, 2 one seed and nothing dropped
+FORMAT = 3  # 1 had neither the blank arm nor differences, 2 one seed, nothing dropped, no sub-scores and no sources
 ARMS = get_args(Arm)
 DAGGER = "†"  # demonstrations were dropped
 Asked = tuple[str, int]  # a question's id, and the seed of its demonstrations
@@ -22,28 +26,37 @@ INTERVALS = {"sighted": "interval"}  # keys of the intervals that are not <name>
 
 def of_task(task: Task, answers: Iterable[Answer]) -> dict[str, Any]:
     """The entry of one task, from all its answers."""
+    metric, answers = task.scorer(), list(answers)
     return {
         "metric": task.metric,
+        "title": metric.title,
         "n": len(task.queries),
-        "warnings": [*task.warnings, *task.scorer().warnings],
-        "shots": by_shots(answers),
+        "warnings": [*task.warnings, *metric.warnings, *_empty(answers)],
+        "sources": [dict(of) for of in task.sources],
+        "shots": by_shots(answers, metric),
         "question_only": question_only(task),
         "constant": constant(task),
     }
 
 
-def by_shots(answers: Iterable[Answer]) -> dict[str, dict[str, Any]]:
-    """Every arm by number of shots: means, what sight and demonstrations add, and 95 % intervals of all of these.
+def by_shots(answers: Iterable[Answer], metric: Metric | None = None) -> dict[str, dict[str, Any]]:
+    """Every arm by number of shots: the task's number, what sight and demonstrations add, 95 % intervals of all.
 
     None where an arm was not asked. ``gain`` is sighted minus blind, ``over_zero_shot`` sighted minus sighted at 0
-    shots, question by question, so that their intervals are those of paired differences. ``seeds`` has the sighted mean
-    of each seed of demonstrations and ``deviation`` the standard deviation of these; ``dropped`` counts answers whose
-    prompts lost demonstrations to the context, and these demonstrations.
+    shots, on the questions that both answered, so that their intervals are those of paired differences. ``seeds`` has
+    the sighted number of each seed of demonstrations and ``deviation`` the standard deviation of these; ``dropped``
+    counts answers whose prompts lost demonstrations to the context, and these demonstrations. ``groups`` has the arms
+    of each sub-score, made as a task of its own; ``also`` further numbers of each arm.
+
+    Args:
+        answers: All of one task.
+        metric: What made their scores; a mean if None.
     """
     found: dict[tuple[int, str], dict[Asked, Answer]] = defaultdict(dict)
     for answer in answers:
         found[answer["shots"], answer["arm"]][asked(answer)] = answer
-    return {str(shots): _at(found, shots) for shots in sorted({shots for shots, _ in found})}
+    groups = _groups(metric) if metric else {}
+    return {str(shots): _at(found, shots, metric, groups) for shots in sorted({shots for shots, _ in found})}
 
 
 def asked(answer: Answer) -> Asked:
@@ -51,7 +64,12 @@ def asked(answer: Answer) -> Asked:
     return answer["id"], answer.get("seed", 0)
 
 
-def _at(found: Mapping[tuple[int, str], dict[Asked, Answer]], shots: int) -> dict[str, Any]:
+def _at(
+    found: Mapping[tuple[int, str], dict[Asked, Answer]],
+    shots: int,
+    metric: Metric | None,
+    groups: Mapping[str, Metric],
+) -> dict[str, Any]:
     arms = {arm: found.get((shots, arm), {}) for arm in ARMS}
     zero = found.get((0, "sighted"), {}) if shots else {}
     entry: dict[str, Any] = {}
@@ -60,39 +78,88 @@ def _at(found: Mapping[tuple[int, str], dict[Asked, Answer]], shots: int) -> dic
         ("gain", arms["sighted"], arms["blind"]),
         ("over_zero_shot", arms["sighted"], zero),
     ):
-        entry[name], entry[INTERVALS.get(name, f"{name}_interval")] = mean(ours, theirs)
-    means = _seed_means(arms["sighted"].values())
+        entry[name], entry[INTERVALS.get(name, f"{name}_interval")] = mean(ours, theirs, metric)
+    by_seed = {seed: mean(of, None, metric, sure=False)[0] for seed, of in _by_seed(arms["sighted"]).items()}
+    means = {seed: score for seed, score in by_seed.items() if score is not None}
     lost = [len(answer.get("dropped") or ()) for arm in arms.values() for answer in arm.values()]
-    return {
-        **entry,
+    entry |= {
         "seeds": {str(seed): score for seed, score in means.items()},
         "deviation": stdev(means.values()) if len(means) > 1 else None,
         "dropped": {"answers": sum(map(bool, lost)), "demonstrations": sum(lost)} if any(lost) else None,
     }
+    if metric and (also := {arm: more for arm, of in arms.items() if (more := _also(metric, of))}):
+        entry["also"] = also
+    if groups:
+        entry["groups"] = {name: _group(of, arms) for name, of in groups.items()}
+    return entry
 
 
-def _seed_means(answers: Iterable[Answer]) -> dict[int, float]:
-    scores: dict[int, list[float]] = defaultdict(list)
-    for answer in answers:
-        scores[asked(answer)[1]].append(answer["score"])
-    return {seed: fmean(found) for seed, found in sorted(scores.items())}
+def _by_seed(answers: Mapping[Asked, Answer]) -> dict[int, dict[Asked, Answer]]:
+    found: dict[int, dict[Asked, Answer]] = defaultdict(dict)
+    for key, answer in answers.items():
+        found[key[1]][key] = answer
+    return dict(sorted(found.items()))
+
+
+def _also(metric: Metric, answers: Mapping[Asked, Answer]) -> dict[str, float]:
+    """Further numbers of one arm, meaned over seeds of demonstrations."""
+    found = [metric.also({id: answer["answer"] for (id, _), answer in of.items()}) for of in _by_seed(answers).values()]
+    return (
+        {name: fmean(more[name] for more in found) for name in found[0] if all(name in of for of in found)}
+        if found
+        else {}
+    )
+
+
+def _groups(metric: Metric) -> dict[str, Metric]:
+    """The metric of each sub-score, with the questions of that group alone."""
+    names = dict.fromkeys(name for gold in metric.golds.values() for name in gold.groups)
+    return {name: type(metric)([gold for gold in metric.golds.values() if name in gold.groups]) for name in names}
+
+
+def _group(metric: Metric, arms: Mapping[str, Mapping[Asked, Answer]]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"n": len(metric.golds)}
+    for arm, answers in arms.items():
+        inside = {key: answer for key, answer in answers.items() if key[0] in metric.golds}
+        anew = {key: {**answer, "score": metric.score(key[0], answer["answer"])} for key, answer in inside.items()}
+        entry[arm], entry[INTERVALS.get(arm, f"{arm}_interval")] = mean(anew, None, metric)
+    return entry
 
 
 def mean(
-    ours: Mapping[Asked, Answer], theirs: Mapping[Asked, Answer] | None = None
+    ours: Mapping[Asked, Answer],
+    theirs: Mapping[Asked, Answer] | None = None,
+    metric: Metric | None = None,
+    sure: bool = True,
 ) -> tuple[float | None, list[float] | None]:
-    """Mean score and its 95 % interval, or those of the difference on the questions that both answered; None of none.
+    """The number of some answers and its 95 % interval, or those of the difference on the questions both answered.
+
+    None of no answers, and of answers that nobody can score.
 
     Args:
         ours: Answers by question and seed.
         theirs: Answers to subtract, if any.
+        metric: What makes a number of them; the mean of their scores if None.
+        sure: Whether the interval is wanted.
     """
-    both = [(answer, None) for answer in ours.values()] if theirs is None else paired(ours, theirs)
+    scored = {key: answer for key, answer in ours.items() if answer["score"] is not None}
+    both = [(answer, answer) for answer in scored.values()] if theirs is None else paired(scored, theirs)
     if not both:
         return None, None
-    scores = [answer["score"] - (other["score"] if other else 0) for answer, other in both]
+    counts_QK = _counts([answer for answer, _ in both], metric)
+    alone = value = metric.value if metric else _mean
+    if theirs is not None:
+        width = counts_QK.shape[1]
+        counts_QK = np.concatenate([counts_QK, _counts([other for _, other in both], metric)], axis=1)
+
+        def value(sums_K: np.ndarray) -> np.ndarray:
+            return alone(sums_K[..., :width]) - alone(sums_K[..., width:])
+
+    number = float(value(counts_QK.sum(axis=0)))
+    if math.isnan(number):
+        return None, None
     pictures, seeds = zip(*((answer["image"], asked(answer)[1]) for answer, _ in both), strict=True)
-    return fmean(scores), list(interval(scores, pictures, draws=seeds))
+    return number, list(interval_of(value, counts_QK, pictures, draws=seeds)) if sure else None
 
 
 def paired(ours: Mapping[Asked, Answer], theirs: Mapping[Asked, Answer]) -> list[tuple[Answer, Answer]]:
@@ -107,38 +174,88 @@ def paired(ours: Mapping[Asked, Answer], theirs: Mapping[Asked, Answer]) -> list
     return [(answer, theirs[key]) for key, answer in ours.items() if key in theirs]
 
 
+def _counts(answers: Sequence[Answer], metric: Metric | None) -> np.ndarray:
+    """What is counted of each answer, ``[Q, K]``; questions that belong together do so within a seed."""
+    if metric is None:
+        return np.array([(answer["score"], 1.0) for answer in answers], dtype=float)
+    counted: dict[Asked, Sequence[float]] = {}
+    for seed, of in _by_seed({asked(answer): answer for answer in answers}).items():
+        said = {id: answer["answer"] for (id, _), answer in of.items()}
+        counts = metric.counts(said, {id: answer["score"] for (id, _), answer in of.items()})
+        counted |= {(id, seed): one for id, one in counts.items()}
+    return np.array([counted[asked(answer)] for answer in answers], dtype=float)
+
+
+def _mean(sums_K: np.ndarray) -> np.ndarray:
+    return np.asarray(sums_K[..., 0] / sums_K[..., 1])
+
+
+def _empty(answers: Sequence[Answer]) -> list[str]:
+    count = sum(not answer["answer"].strip() for answer in answers)
+    return [f"{count} of {len(answers)} answers are empty"] if count else []
+
+
+def gold(answer: Answer) -> Gold:
+    """What a metric knows of a stored answer's question."""
+    return Gold(
+        answer["id"],
+        tuple(answer["references"]),
+        answer.get("question", ""),
+        answer["image"],
+        tuple(answer.get("choices", ())),
+        tuple(answer.get("groups", ())),
+        {name: tuple(given) for name, given in answer.get("versions", {}).items()},
+        answer.get("about", {}),
+    )
+
+
+def metric_of(answers: Sequence[Answer]) -> tuple[str, Metric]:
+    """Name and metric of the stored answers of one task."""
+    usual = "vqa_accuracy" if any(answer.get("question") for answer in answers) else "cider"
+    name = next((answer["metric"] for answer in answers if answer.get("metric")), usual)
+    return name, metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
+
+
 def rescore(answers: list[Answer]) -> dict[str, dict[str, Any]]:
     """Score stored answers anew, in place, from the references that stand beside them; by task, without baselines."""
     tasks: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         tasks[answer["task"]].append(answer)
     table = {}
-    for name, found in tasks.items():
-        metric = "cider" if not any(answer.get("question") for answer in found) else "vqa_accuracy"
-        scorer = Scorer(metric, {answer["id"]: answer["references"] for answer in found}.items())
+    for task, found in tasks.items():
+        name, metric = metric_of(found)
         for answer in found:
-            answer["score"] = scorer(answer["id"], answer["answer"])
-        n = len({answer["id"] for answer in found})
-        table[name] = {"metric": metric, "n": n, "warnings": scorer.warnings, "shots": by_shots(found)}
+            answer["score"] = metric.score(answer["id"], answer["answer"])
+        about = {"metric": name, "title": metric.title, "n": len(metric.golds)}
+        table[task] = {**about, "warnings": [*metric.warnings, *_empty(found)], "shots": by_shots(found, metric)}
     return table
 
 
 def table(scores: dict[str, Any]) -> str:
     """``scores.json`` as a table for a terminal; intervals hold 95 %, ``gain`` is sighted minus blind."""
     columns = ("n", "shots", "sighted", "seeds", "blind", "blank", "gain", "over 0 shots", "question", "constant")
-    lines = [["task", *columns]]
+    lines, also = [["task", *columns]], list[str]()
     for name, task in scores["tasks"].items():
         baselines = [number(task.get(key)) for key in ("question_only", "constant")]
         for shots, at in task["shots"].items():
-            spans = [span(at, key) for key in ("blind", "blank", "gain", "over_zero_shot")]
             marked = shots + DAGGER * bool(at.get("dropped"))
-            lines.append([name, str(task["n"]), marked, span(at, "sighted"), seeds(at), *spans, *baselines])
+            lines.append([name, str(task["n"]), marked, *_arms(at), *baselines])
+            for group, of in at.get("groups", {}).items():
+                lines.append([f"  {group}", str(of["n"]), shots, *_arms(of), "-", "-"])
+            for arm, more in at.get("also", {}).items():
+                told = ", ".join(f"{of} {number(value)}" for of, value in more.items())
+                also.append(f"{name} at {shots} shots, {arm}: {told}")
     warnings = [f"{name}: {warning}" for name, task in scores["tasks"].items() for warning in task["warnings"]]
     warnings += [told for name, task in scores["tasks"].items() for told in dropped(name, task["shots"])]
     if shared := scores.get("overlap"):
         told = f"{shared['pictures']} of {shared['trained']} pictures trained on are among {shared['scored']} scored"
         warnings.append(f"overlap: {told}")
-    return "\n".join([*aligned(lines), *warnings])
+    return "\n".join([*aligned(lines), *also, *warnings])
+
+
+def _arms(at: Mapping[str, Any]) -> list[str]:
+    """Cells of what was asked."""
+    return [span(at, "sighted"), seeds(at), *(span(at, key) for key in ("blind", "blank", "gain", "over_zero_shot"))]
 
 
 def seeds(at: Mapping[str, Any]) -> str:

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import json
 import pkgutil
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.metrics.cider import Cider
-from eval.metrics.vqa import accuracy
+from eval.files import Data
+from eval.metrics.metric import Gold, Metric, metric_class
 from mm1.errors import UserError
-from mm1.runs import read_json
 
-Kind = Literal["captions", "vqa", "icl"]
-ID = (int, str)  # types of an id
+Kind = Literal["captions", "vqa", "choices", "open", "icl"]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question about one picture, or one picture to caption; also a demonstration, which shows its answer.
+    """One question about pictures, or one picture to caption; also a demonstration, which shows its answer.
 
     Args:
         id: Unique within its task; demonstrations are a function of it.
-        picture: The picture asked about.
+        picture: The picture asked about, the first of them.
         question: The question, empty for a caption.
-        references: What people answered.
+        references: What people answered; empty where nobody says.
         answer: What a demonstration shows.
         context: Text and pictures before the picture asked about, where the question needs them.
-        choices: The only possible answers, where there are such; the likeliest is taken.
+        choices: The only possible answers, where there are such.
+        others: Further pictures asked about, after ``picture``.
+        inline: Whether ``<image 1>``, ``<image 2>``, .. in the question stand for ``picture`` and ``others``. Pictures
+            that are not named so stand where the prompt has its picture.
+        groups: Names of sub-scores that it counts in, such as a domain or a category.
+        versions: Other references, by the name of the field they stand in.
+        about: All else that its file says and a metric or a submission needs, plain values.
     """
 
     id: str
@@ -42,11 +46,27 @@ class Query:
     answer: str
     context: tuple[str | Path, ...] = ()
     choices: tuple[str, ...] = ()
+    others: tuple[Path, ...] = ()
+    inline: bool = False
+    groups: tuple[str, ...] = ()
+    versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> list[Path]:
+        """The pictures asked about."""
+        return [self.picture, *self.others]
 
     @property
     def pictures(self) -> list[Path]:
-        """Every picture, the one asked about last."""
-        return [*(item for item in self.context if isinstance(item, Path)), self.picture]
+        """Every picture, those asked about last."""
+        return [*(item for item in self.context if isinstance(item, Path)), *self.shown]
+
+    @property
+    def gold(self) -> Gold:
+        """What a metric knows of it."""
+        of = (self.choices, self.groups, self.versions, self.about)
+        return Gold(self.id, self.references, self.question, str(self.picture), *of)
 
 
 @dataclass(frozen=True)
@@ -54,13 +74,18 @@ class Task:
     """A benchmark.
 
     Args:
-        name: Its key in ``scores.json``: ``captions/<file>``, ``vqa/<folder>`` or ``icl``.
+        name: Its key in ``scores.json``, such as ``vqav2/val``, ``captions/<file>`` or ``icl``.
         kind: Which prompt of the settings it is asked with.
         queries: What is scored.
         train: Where demonstrations, question-only and constant answers come from; empty: from the questions
             themselves, leaving out the picture asked about.
         warnings: What a reader of its scores must know.
         everything: All questions, where ``queries`` are only some of them.
+        metric: Name or import path of its metric; default: CIDEr of captions, VQA accuracy of all else.
+        choosing: How one of the choices is taken: the ``likelihood`` of each as an answer, or ``letter``: choices stand
+            in the question as A, B, C and a written answer is read for its letter.
+        answer_field: What an answer is called in the results file of this benchmark.
+        sources: What its files are: name, version and the start of their SHA-256.
     """
 
     name: str
@@ -69,20 +94,30 @@ class Task:
     train: tuple[Query, ...] = ()
     warnings: tuple[str, ...] = ()
     everything: tuple[Query, ...] = ()
+    metric: str = ""
+    choosing: Literal["likelihood", "letter"] = "likelihood"
+    answer_field: str = "answer"
+    sources: tuple[Mapping[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.metric:
+            object.__setattr__(self, "metric", "cider" if self.kind == "captions" else "vqa_accuracy")
 
     @property
     def whole(self) -> tuple[Query, ...]:
         """All questions, also those a limit left out: a limit changes nobody's demonstrations."""
         return self.everything or self.queries
 
-    @property
-    def metric(self) -> Literal["cider", "vqa_accuracy"]:
-        """The metric's name in ``scores.json``."""
-        return "cider" if self.kind == "captions" else "vqa_accuracy"
-
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Metric:
         """Scores answers to this task's queries."""
-        return Scorer(self.metric, [(query.id, query.references) for query in self.queries])
+        return metric_class(self.metric)([query.gold for query in self.queries])
+
+    def asked(self, query: Query) -> Query:
+        """A question as it is put: with its choices below it and a letter for an answer, where letters are chosen."""
+        if self.choosing == "likelihood" or not query.choices:
+            return query
+        answer = dict(zip(query.choices, LETTERS, strict=False)).get(query.answer, query.answer)
+        return replace(query, question=lettered(query.question, query.choices), choices=(), answer=answer)
 
     def limited(self, limit: int | None, seed: int) -> Task:
         """The first ``limit`` questions in an order decided by the seed and each question's id alone."""
@@ -93,103 +128,109 @@ class Task:
         queries = tuple(query for query in self.queries if query.id in chosen)
         return replace(self, queries=queries, everything=self.whole)
 
+    def fingerprint(self) -> str:
+        """A name for all of it: another question, picture or reference, another name."""
+        mark = hashlib.sha256(repr((self.name, self.kind, self.metric, self.choosing, self.sources)).encode())
+        for part in (self.queries, self.train, self.everything):
+            mark.update(str(len(part)).encode())
+            for query in part:
+                mark.update(repr(query).encode())
+        return mark.hexdigest()[:16]
 
-class Scorer:
-    """The score of an answer, in percent, or CIDEr x 100.
+
+@dataclass(frozen=True)
+class Offer:
+    """A benchmark that a data folder holds, not read yet.
 
     Args:
-        metric: ``cider`` or ``vqa_accuracy``.
-        references: The id and the references of every query scored: CIDEr's weights come from all of them.
+        name: That of its task.
+        load: Reads it.
     """
 
-    def __init__(self, metric: str, references: Iterable[tuple[str, Sequence[str]]]) -> None:
-        self._references = dict(references)
-        self._cider = Cider(list(self._references.values())) if metric == "cider" else None
-        self._index = {id: index for index, id in enumerate(self._references)}
-        self.warnings = [self._cider.warning] if self._cider else []
-
-    def __call__(self, id: str, answer: str) -> float:
-        """Score of an answer to the query ``id``."""
-        if self._cider:
-            return self._cider.score(self._index[id], answer)
-        return accuracy(answer, self._references[id])
+    name: str
+    load: Callable[[], Task]
 
 
-def discover(data: str | Path) -> list[Task]:
-    """Every benchmark in a folder laid out as docs/data.md says, by name.
+def offers(data: Data) -> list[Offer]:
+    """Every benchmark of a folder, by name, without reading it.
 
     Raises:
-        UserError: No folder, nothing to score in it, or a file of the wrong shape.
+        UserError: No folder, or nothing to score in it.
     """
-    data = Path(data)
-    if not data.is_dir():
-        raise UserError(f"{data} is no folder; expected a data folder with captions_eval/, vqa/ or icl/ (--data)")
+    if not data.folder.is_dir():
+        raise UserError(
+            f"{data.folder} is no folder; expected a data folder with benchmarks (--data, docs/evaluation.md)"
+        )
     modules = pkgutil.iter_modules(importlib.import_module("eval.tasks").__path__, "eval.tasks.")
-    tasks = [task for module in modules for task in importlib.import_module(module.name).find(data)]
-    if empty := [task.name for task in tasks if not task.queries]:
-        raise UserError(f"{data} holds {empty[0]} without a single question; expected some, or no such file")
-    if not tasks:
-        raise UserError(f"{data} holds no benchmark; expected captions_eval/*.json, vqa/<name>/ or icl/test.jsonl")
-    return sorted(tasks, key=lambda task: task.name)
+    found = [importlib.import_module(module.name) for module in modules]
+    offered = [offer for module in found if hasattr(module, "find") for offer in module.find(data)]
+    if not offered:
+        raise UserError(
+            f"{data.folder} holds no benchmark; expected annotation files under their original names "
+            f"(docs/evaluation.md), captions_eval/*.json, vqa/<name>/ or icl/test.jsonl"
+        )
+    return sorted(offered, key=lambda offer: offer.name)
 
 
-def rows(path: Path, key: str | None, fields: Mapping[str, type | tuple[type, ...]]) -> Iterator[Mapping[str, Any]]:
-    """Objects of a JSON or JSONL file that all have ``fields``.
+def discover(data: str | Path | Data, only: Collection[str] = ()) -> list[Task]:
+    """The benchmarks of a folder, by name.
 
     Args:
-        path: The file; ``*.jsonl`` holds one object a line.
-        key: Where the list of objects stands in a JSON file.
-        fields: Names every object must have, with the types they may be of.
+        data: The folder: files under their original names, or laid out as docs/data.md says.
+        only: Names of those wanted; all if empty.
 
     Raises:
-        UserError: The file is missing, is no JSON, or an object lacks a field or has another type there.
+        UserError: No folder, nothing to score in it, no such benchmark, or a file of the wrong shape.
     """
-    expected = f"a list of objects with {', '.join(fields)}"
-    if path.suffix == ".jsonl":
-        found: Any = _lines(path, expected)
-    else:
-        found = read_json(path, f"an object whose {key} are {expected}")
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, list):
-        raise UserError(f"{path} has no list named {key}; expected {key}: {expected}")
-    for number, row in enumerate(found, start=1):
-        lacking = [field for field in fields if field not in row] if isinstance(row, dict) else list(fields)
-        if lacking:
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{path}: entry {number} has {has}; expected also {', '.join(lacking)}")
-        for field, kind in fields.items():
-            if not isinstance(row[field], kind):
-                kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-                raise UserError(f"{path}: entry {number} has {field} = {row[field]!r:.60}; expected {kinds}")
-        yield row
+    data = data if isinstance(data, Data) else Data(Path(data))
+    offered = offers(data)
+    if unknown := set(only) - {offer.name for offer in offered}:
+        there = ", ".join(offer.name for offer in offered)
+        raise UserError(f"tasks names {min(unknown)}, which {data.folder} does not hold; expected some of {there}")
+    tasks = [offer.load() for offer in offered if not only or offer.name in only]
+    if empty := [task.name for task in tasks if not task.queries]:
+        raise UserError(f"{data.folder} holds {empty[0]} without a single question; expected some, or no such file")
+    return [present(task, data) for task in tasks]
 
 
-def strings(values: Any, path: Path, where: str) -> tuple[str, ...]:
-    """A list of texts, such as reference answers.
+def present(task: Task, data: Data) -> Task:
+    """The task without questions and demonstrations whose pictures are missing; their number is a warning of it.
 
     Raises:
-        UserError: It is none, or empty.
+        UserError: More questions lack their picture than ``data`` allows.
     """
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        raise UserError(f"{path}: {where} has {values!r:.60}; expected a list of texts")
-    return tuple(values)
+    known: dict[Path, bool] = {}
+
+    def there(query: Query) -> bool:
+        return all(known[path] if path in known else known.setdefault(path, path.is_file()) for path in query.pictures)
+
+    queries = tuple(query for query in task.queries if there(query))
+    train = tuple(query for query in task.train if there(query))
+    lost = len(task.queries) - len(queries)
+    if lost > data.max_missing_share * len(task.queries):
+        first = next(path for query in task.queries for path in query.pictures if not known.get(path, True))
+        raise UserError(
+            f"{task.name}: {lost} of {len(task.queries)} questions are about pictures that do not exist, the first is "
+            f"{first}; expected all in place (images says where), or at most max_missing_share = "
+            f"{data.max_missing_share:g} of them missing"
+        )
+    told = [f"{lost} of {len(task.queries)} questions left out, their pictures are missing"] * bool(lost)
+    if task.train and not train:
+        told.append("no picture of the train part is there: demonstrations are scored questions, the query excluded")
+    elif absent := len(task.train) - len(train):
+        told.append(f"{absent} of {len(task.train)} demonstrations left out, their pictures are missing")
+    return replace(task, queries=queries, train=train, warnings=(*task.warnings, *told)) if told else task
 
 
-def check_ids(queries: Iterable[Query], path: Path) -> None:
-    """Refuse queries that share an id: they would share their demonstrations and their answer.
-
-    Raises:
-        UserError: The id.
-    """
-    for id, count in Counter(query.id for query in queries).items():
-        if count > 1:
-            raise UserError(f"{path} has id {id} on {count} questions; expected every id once")
+def lettered(question: str, choices: Sequence[str]) -> str:
+    """A question with its choices below it, a letter each."""
+    return "\n".join([question, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))])
 
 
-def _lines(path: Path, expected: str) -> list[Any]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected {expected}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as JSON lines ({error}); expected {expected}") from None
+def source(path: Path, version: str = "") -> dict[str, str]:
+    """What tells a file of a benchmark from another of the same name."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return {"file": path.name, "sha256": digest.hexdigest()[:16], **({"version": version} if version else {})}

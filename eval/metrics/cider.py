@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eval.metrics.metric import Gold, Metric
 from eval.metrics.tokenize import tokenize
 
 LONGEST = 4
@@ -26,6 +27,23 @@ class Vector:
     weights: tuple[dict[Ngram, float], ...]
     norms: tuple[float, ...]
     bigrams: int
+
+
+class CiderScore(Metric):
+    """CIDEr x 100 of every caption, over the pictures of the task."""
+
+    name = "cider"
+    title = "CIDEr × 100"
+
+    def __init__(self, golds: Sequence[Gold]) -> None:
+        super().__init__(golds)
+        self._cider = Cider([gold.references for gold in golds])
+        self._index = {gold.id: index for index, gold in enumerate(golds)}
+        self.warnings.append(self._cider.warning)
+
+    def score(self, id: str, answer: str) -> float:
+        """CIDEr x 100."""
+        return self._cider.score(self._index[id], answer)
 
 
 class Cider:

@@ -12,6 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from eval.metrics.metric import Metric
+
 ARTICLES = frozenset(["a", "an", "the"])
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(value) for value, word in enumerate(NUMBER_WORDS.split())}
@@ -35,6 +37,21 @@ CONTRACTIONS = {
     word[:at] + word[at + 1 :]: word for word in CONTRACTED.split() for at, letter in enumerate(word) if letter == "'"
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the one entry that goes the other way
+
+
+class VqaAccuracy(Metric):
+    """:func:`accuracy` of every answer."""
+
+    name = "vqa_accuracy"
+    title = "VQA accuracy, %"
+
+    def score(self, id: str, answer: str) -> float:
+        """Percent."""
+        return accuracy(answer, self.golds[id].references)
+
+    def explain(self, id: str, answer: str) -> list[str]:
+        """Each step of the official processing, and the ten ways to leave one person out."""
+        return explained(answer, self.golds[id].references)
 
 
 def normalize(answer: str) -> str:
@@ -62,6 +79,28 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     if len(answers) > 1:
         return soft_accuracy(prediction, answers)
     return 100.0 * (normalize(prediction) == normalize(answers[0]))
+
+
+def explained(prediction: str, answers: Sequence[str]) -> list[str]:
+    """How :func:`accuracy` comes about, a step a line."""
+    given, predicted = [_blanks(answer) for answer in answers], _blanks(prediction)
+    lines = [f"answer                 {prediction!r}", f"line breaks, blanks    {predicted!r}"]
+    if len(set(given)) > 1 or len(answers) == 1:
+        lines += [
+            f"punctuation            {_punctuation(predicted)!r}",
+            f"numbers, articles      {normalize(predicted)!r}",
+        ]
+        given, predicted = [normalize(answer) for answer in given], normalize(predicted)
+    else:
+        lines.append("people all said the same: the evaluator compares the texts as they are")
+    counted = ", ".join(f"{answer!r} x {count}" for answer, count in Counter(given).most_common())
+    lines.append(f"people said            {counted}")
+    if len(answers) == 1:
+        return [*lines, f"exact match            {accuracy(prediction, answers):.0f}"]
+    for at, left_out in enumerate(given):
+        matches = sum(answer == predicted for answer in given) - (left_out == predicted)
+        lines.append(f"without person {at + 1:2}: {matches} matches, min({matches}/3, 1) = {min(matches / 3, 1):.3f}")
+    return [*lines, f"mean                   {soft_accuracy(prediction, answers):.1f}"]
 
 
 def majority(answers: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""One file per benchmark, each with ``find(data) -> list[Task]``; :func:`eval.task.discover` asks every one."""
+"""One file per benchmark, each with ``find(data) -> list[Offer]``; :func:`eval.task.offers` asks every one."""

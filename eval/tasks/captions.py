@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.pictures import check
-from eval.task import ID, Query, Task, check_ids, rows
+from eval.files import ID, Data, check_ids, rows
+from eval.task import Offer, Query, Task
 from mm1.errors import UserError
 from mm1.runs import json_lines
 
 UNTRAINED = ("_dev", "_val", "_test")
 
 
-def find(data: Path) -> list[Task]:
-    """One task for each ``captions_eval/*.json``.
+def find(data: Data) -> list[Offer]:
+    """One task for each ``captions_eval/*.json``."""
+    files = sorted((data.folder / "captions_eval").glob("*.json"))
+    return [Offer(f"captions/{file.stem}", partial(_task, file, data.folder / "captions")) for file in files]
 
-    Raises:
-        UserError: A file of the wrong shape, a caption of an unknown picture, a picture without caption, a missing
-            picture.
-    """
-    files = sorted((data / "captions_eval").glob("*.json"))
-    pool = demonstrations(data / "captions") if files else ()
-    warning = () if pool else (f"no trained caption file in {data / 'captions'}: demonstrations are scored pictures",)
-    return [Task(f"captions/{file.stem}", "captions", _queries(file), pool, warning) for file in files]
+
+def _task(file: Path, trained: Path) -> Task:
+    pool = demonstrations(trained)
+    warning = () if pool else (f"no trained caption file in {trained}: demonstrations are scored pictures",)
+    return Task(f"captions/{file.stem}", "captions", _queries(file), pool, warning, answer_field="caption")
 
 
 def demonstrations(folder: Path) -> tuple[Query, ...]:
@@ -54,10 +54,10 @@ def _queries(file: Path) -> tuple[Query, ...]:
         given = captions.get(str(row["id"]))
         if given is None:
             raise UserError(f"{file} has no caption for picture {row['id']}; expected at least one in annotations")
-        queries.append(Query(str(row["id"]), file.parent / row["path"], "", tuple(given), given[0]))
+        about = {"result": {"image_id": row["id"]}}
+        queries.append(Query(str(row["id"]), file.parent / row["path"], "", tuple(given), given[0], about=about))
     unknown = captions.keys() - {query.id for query in queries}
     if unknown:
         raise UserError(f"{file} has captions for picture {min(unknown)}; expected only pictures among its images")
-    check_ids(queries, file)
-    check([query.picture for query in queries], file)
+    check_ids((query.id for query in queries), file)
     return tuple(queries)

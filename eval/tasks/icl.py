@@ -9,27 +9,25 @@ evaluation" in the manner of Frozen (Tsimpoukelli et al. 2021, section 4.2).
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.pictures import check
-from eval.task import ID, Query, Task, check_ids, rows, strings
+from eval.files import ID, Data, check_ids, rows, strings
+from eval.task import Offer, Query, Task
 from mm1.errors import UserError
 
 
-def find(data: Path) -> list[Task]:
-    """The task of ``icl/test.jsonl``, if there is one.
+def find(data: Data) -> list[Offer]:
+    """The task of ``icl/test.jsonl``, if there is one."""
+    path = data.folder / "icl" / "test.jsonl"
+    return [Offer("icl", partial(_task, path))] if path.exists() else []
 
-    Raises:
-        UserError: A line of the wrong shape, items that do not end with the picture asked about, or a missing picture.
-    """
-    path = data / "icl" / "test.jsonl"
-    if not path.exists():
-        return []
+
+def _task(path: Path) -> Task:
     queries = [_query(row, path) for row in rows(path, None, {"id": ID, "items": list, "question": str})]
-    check_ids(queries, path)
-    check([picture for query in queries for picture in query.pictures], path)
-    return [Task("icl", "icl", tuple(queries))]
+    check_ids((query.id for query in queries), path)
+    return Task("icl", "icl", tuple(queries))
 
 
 def _query(row: Any, path: Path) -> Query:

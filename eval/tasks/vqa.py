@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eval.files import ID, Data, check_ids, rows
 from eval.metrics.vqa import majority
-from eval.pictures import check
-from eval.task import ID, Query, Task, check_ids, rows
+from eval.task import Offer, Query, Task
 from mm1.errors import UserError
 from mm1.runs import read_object
 
 ONE_ANSWER = "one annotated answer a question: the score is exact match after the official processing"
 
 
-def find(data: Path) -> list[Task]:
-    """One task for each folder of ``vqa/``.
+def find(data: Data) -> list[Offer]:
+    """One task for each folder of ``vqa/``; those with files under their original names are another's."""
+    folders = [folder for folder in sorted((data.folder / "vqa").glob("*")) if folder.is_dir()]
+    own = [folder for folder in folders if _known(folder) or not _annotated(folder)]
+    return [Offer(f"vqa/{folder.name}", partial(_task, folder)) for folder in own]
 
-    Raises:
-        UserError: A folder with neither kind of file, a file of the wrong shape, a question without answers, a missing
-            picture.
-    """
-    return [_task(folder) for folder in sorted((data / "vqa").glob("*")) if folder.is_dir()]
+
+def _known(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("test_questions.json", "questions.json", "test.jsonl"))
+
+
+def _annotated(folder: Path) -> bool:
+    return any(folder.rglob("*.json"))
 
 
 def _task(folder: Path) -> Task:
@@ -33,7 +39,6 @@ def _task(folder: Path) -> Task:
         if (folder / questions).exists():
             scored = read(folder / questions)
             pool = read(folder / train) if (folder / train).exists() else ()
-            check([query.picture for query in (*scored, *pool)], folder)
             single = all(len(query.references) == 1 for query in scored)
             return Task(f"vqa/{folder.name}", "vqa", scored, pool, (ONE_ANSWER,) if single else ())
     raise UserError(f"{folder} holds no questions; expected questions.json and annotations.json, or test.jsonl")
@@ -53,8 +58,9 @@ def _v2(path: Path) -> tuple[Query, ...]:
         if not given:
             raise UserError(f"{annotations} has no answers to question {row['question_id']} of {path.name}")
         picture = path.parent / "images" / f"COCO_{subtype}_{row['image_id']:012d}.jpg"
-        queries.append(Query(str(row["question_id"]), picture, row["question"], given, majority(given)))
-    check_ids(queries, path)
+        about = {"result": {"question_id": row["question_id"]}}
+        queries.append(Query(str(row["question_id"]), picture, row["question"], given, majority(given), about=about))
+    check_ids((query.id for query in queries), path)
     return tuple(queries)
 
 
@@ -76,5 +82,5 @@ def _daquar(path: Path) -> tuple[Query, ...]:
         for row in rows(path, None, {"question_id": ID, "question": str, "answer": str, "image": str})
         for answer in [row["answer"].replace("_", " ")]
     ]
-    check_ids(queries, path)
+    check_ids((query.id for query in queries), path)
     return tuple(queries)

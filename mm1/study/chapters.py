@@ -223,10 +223,15 @@ def score_panels(sides: Sides, pair: Pair) -> list[dict[str, Any]]:
         panel |= {
             "title": task_title(name),
             "evaluation": _words(evaluation),
-            "metric": METRICS[panel["task"]["metric"]],
+            "metric": _metric(panel["task"]),
         }
         panel["svg"] = Markup(_score_chart(panel))
     return list(panels.values())
+
+
+def _metric(task: dict[str, Any]) -> str:
+    """What a task's number is; scores before format 3 only have a name for it."""
+    return METRICS.get(task["metric"], task.get("title", task["metric"]))
 
 
 def _score_chart(panel: dict[str, Any]) -> str:

@@ -119,8 +119,9 @@ def _files(path: Path) -> list[Path]:
 
 def _label(key: Key, found: list[dict[Key, Entry]]) -> str:
     stage, task, shots = key
-    metric = next(entries[key].task["metric"] for entries in found if key in entries)
-    told = f"{task_title(task)}, {METRICS[metric]}, {shots}-shot"
+    about = next(entries[key].task for entries in found if key in entries)
+    metric = METRICS.get(about["metric"], about.get("title", about["metric"]))
+    told = f"{task_title(task)}, {metric}, {shots}-shot"
     return f"{told} {STAGES[stage]}".rstrip()
 
 

@@ -97,3 +97,14 @@ def test_every_shipped_config_is_complete_and_can_be_asked(path: Path) -> None:
     names = Settings.__dataclass_fields__
     Settings(**{name: whole.instantiate(arguments).run[name] for name in names}).check()
     assert yaml.safe_load(path.read_text()).keys() == names.keys()
+
+
+def test_pictures_stand_where_a_question_names_them_and_at_the_front_otherwise() -> None:
+    pictures = (Path("b.png"), Path("c.png"))
+    query = replace(QUERY, question="Is <image 2> like <image 1>, <image 9>?", others=pictures, inline=True)
+    found = items(query, [], "vqa", Settings())
+    assert spell(found) == "<image>Question: Is <image> like <image>, <image 9>? Short answer:"
+    assert [item.data for item in found if not isinstance(item, Text)] == [b"c.png", b"b.png", b"q.png"]
+    assert spell(items(replace(query, inline=False), [], "vqa", CHAT)).startswith(
+        "<image><image><image>User: Is <image 2>"
+    )

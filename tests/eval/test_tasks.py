@@ -54,7 +54,9 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 def test_missing_pictures_are_named(data: Path) -> None:
     (data / "captions_eval/images/3.png").unlink()
-    with pytest.raises(UserError, match=r"mini\.json names 1 pictures that do not exist, the first is .*3\.png"):
+    with pytest.raises(
+        UserError, match=r"captions/mini: 1 of 6 questions are about pictures that do not exist, the first is .*3\.png"
+    ):
         discover(data)
 
 

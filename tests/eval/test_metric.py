@@ -1,0 +1,88 @@
+"""A metric is found by its name or import path, and a number that is no mean has an interval as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.metrics.cider import CiderScore
+from eval.metrics.interval import interval, interval_of
+from eval.metrics.metric import Metric, metric_class
+from eval.scores import by_shots, rescore
+from eval.task import Query, Task
+from mm1.errors import UserError
+
+
+class Share(Metric):
+    """Right answers over answers given at all: a ratio of sums."""
+
+    name = "share"
+    title = "share of what was answered, %"
+
+    def score(self, id: str, answer: str) -> float:
+        return 100.0 * (answer in self.golds[id].references)
+
+    def counts(self, answers, scores):
+        return {id: (scores[id], float(bool(answers[id]))) for id in answers}
+
+    def also(self, answers):
+        return {"answered": float(sum(map(bool, answers.values())))}
+
+
+def said(answers: list[str], groups: list[str], metric: str) -> list[dict]:
+    about = {"task": "t", "shots": 0, "arm": "sighted", "question": "q?", "references": ["x"], "metric": metric}
+    return [
+        {
+            **about,
+            "id": str(at),
+            "image": str(at),
+            "answer": answer,
+            "score": 100.0 * (answer == "x"),
+            "groups": [group],
+        }
+        for at, (answer, group) in enumerate(zip(answers, groups, strict=True))
+    ]
+
+
+def test_metrics_are_found_by_name_and_by_path() -> None:
+    assert metric_class("cider") is metric_class("eval.metrics.cider.CiderScore") is CiderScore
+    for name in ("nothing", "eval.metrics.cider.Cider", "eval.nowhere.Metric"):
+        with pytest.raises(UserError, match=f"metric {name} is none; expected one of .*vqa_accuracy"):
+            metric_class(name)
+
+
+def test_a_number_that_is_no_mean_its_groups_and_what_it_says_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four answers one is empty and two are right: 2 of 3; in group a 1 of 1, in b 1 of 2."""
+    monkeypatch.setattr("eval.scores.metric_class", lambda name: Share)
+    answers = said(["x", "", "x", "y"], ["a", "a", "b", "b"], "share")
+    found = rescore(answers)["t"]
+    at = found["shots"]["0"]
+    assert at["sighted"] == pytest.approx(200 / 3)
+    assert (at["groups"]["a"]["sighted"], at["groups"]["b"]["sighted"]) == (100, 50)
+    assert at["groups"]["a"]["n"] == 2
+    assert at["also"] == {"sighted": {"answered": 3}}
+    assert 0 <= at["interval"][0] < 200 / 3 < at["interval"][1] <= 100
+    assert found["warnings"] == ["1 of 4 answers are empty"]
+
+
+def test_the_interval_of_a_function_of_sums_is_that_of_the_mean_for_a_mean() -> None:
+    scores = list(np.random.default_rng(0).normal(size=40))
+    counts_QK = np.stack([scores, np.ones(40)], axis=1)
+    assert interval_of(lambda s: s[..., 0] / s[..., 1], counts_QK, range(40)) == interval(scores)
+
+
+def test_answers_that_nobody_can_score_have_no_number() -> None:
+    task = Task("t", "vqa", (Query("1", Path("p"), "q?", (), ""),), metric="none")
+    answers = [{**one, "score": None} for one in said(["x"], ["a"], "none")]
+    at = by_shots(answers, task.scorer())["0"]
+    assert (at["sighted"], at["interval"]) == (None, None)
+
+
+def test_choices_by_letter_stand_in_the_question() -> None:
+    query = Query("1", Path("p"), "Which?", ("red",), "red", choices=("blue", "red"))
+    task = Task("t", "choices", (query,), choosing="letter")
+    asked = task.asked(query)
+    assert (asked.question, asked.answer, asked.choices) == ("Which?\nA. blue\nB. red", "B", ())
+    assert Task("t", "choices", (query,)).asked(query) is query
