@@ -35,19 +35,23 @@ class Demonstrations:
         scored = self.task.whole if self.task.train else ()
         self._scored = frozenset(content(query.picture) for query in scored)
 
+    @property
+    def pool(self) -> tuple[Query, ...]:
+        """What they are drawn from."""
+        return self.task.train or self.task.whole
+
     def of(self, query: Query, shots: int) -> list[Query]:
         """``shots`` demonstrations for ``query``.
 
         Raises:
             UserError: The pool holds fewer pictures that may be shown.
         """
-        pool = self.task.train or self.task.whole
         chosen: list[Query] = []
         used = {content(query.picture)}
-        for at in _shuffled(len(pool), random.Random(f"{self.seed}/{query.id}")) if shots else ():
-            picture = self._shown(pool[at])
+        for at in self._order(query) if shots else ():
+            picture = self._shown(self.pool[at])
             if picture is not None and picture not in used and picture not in self._scored:
-                chosen.append(pool[at])
+                chosen.append(self.pool[at])
                 used.add(picture)
             if len(chosen) == shots:
                 break
@@ -57,6 +61,10 @@ class Demonstrations:
                 f"demonstrate with; expected at most {len(chosen)} (settings: shots)"
             )
         return chosen
+
+    def _order(self, query: Query) -> Iterator[int]:
+        """Places in the pool, the first to be shown first."""
+        return _shuffled(len(self.pool), random.Random(f"{self.seed}/{query.id}"))
 
     def _shown(self, demonstration: Query) -> str | None:
         """The content of its picture; None of the train part where it is broken, as training left it out too."""

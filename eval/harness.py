@@ -25,6 +25,7 @@ from eval.metrics.metric import Metric
 from eval.pictures import blank, read
 from eval.prompts import Item, Settings, document, spell
 from eval.scores import FORMAT, of_task
+from eval.similar import Similar
 from eval.store import Answer, Answers, Key, fingerprint, key
 from eval.task import Query, Task, discover
 from mm1.data.tokenizer import Tokenizer
@@ -139,6 +140,7 @@ def run(
         pass  # refused now, before earlier answers are forgotten
     speed = ("batch_positions", "features_mb")
     asked = {name: value for name, value in asdict(settings).items() if name not in speed}
+    asked["retrieval"] = settings.retrieval.named() if settings.demonstrations == "similar" else None
     if not settings.mask_experts:
         del asked["mask_experts"]  # so that answers from before there was such a setting are kept
     answers = Answers(
@@ -174,7 +176,7 @@ def evaluate(
         batch_positions=settings.batch_positions,
         features_mb=settings.features_mb,
     )
-    jobs = [job for task in tasks for job in jobs_of(task, settings)]
+    jobs = [job for task in tasks for job in jobs_of(task, settings, progress)]
     left = _fitted(engine, [job for job in jobs if job.key not in answers.found], settings)
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress)
     with bar, failing(model, settings.mask_experts):
@@ -202,14 +204,17 @@ def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
     return [task.limited(settings.limit, settings.seed) for task in tasks]
 
 
-def jobs_of(task: Task, settings: Settings) -> Iterator[Job]:
+def jobs_of(task: Task, settings: Settings, progress: bool = False) -> Iterator[Job]:
     """All that is asked of one task, demonstrations chosen; made-up words bring their own."""
     other = swapped(task, settings.seed) if "blind" in settings.arms else {}
     own = task.kind == "icl"
+    similar = None
+    if settings.demonstrations == "similar" and not own and any(settings.shots):
+        similar = Similar(task, settings.seed, settings.retrieval, progress)
     for shots in (0,) if own else settings.shots:
         count = shots or (0 if own else settings.text_only_demonstrations)
-        for seed in settings.seeds_for(count):
-            demonstrations = Demonstrations(task, seed)
+        for seed in settings.seeds_for(0 if similar and shots else count):
+            demonstrations = similar if similar and shots else Demonstrations(task, seed)
             for query in task.queries:
                 shown = demonstrations.of(query, count)
                 for arm in settings.arms:

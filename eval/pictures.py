@@ -44,7 +44,7 @@ def _grey() -> bytes:
 @cache
 def content(path: Path) -> str:
     """A name for what the file holds: two files with the same bytes are the same photograph."""
-    return hashlib.sha256(_bytes(path)).hexdigest()[:32]
+    return hashlib.sha256(_bytes(path)).hexdigest()
 
 
 def _bytes(path: Path) -> bytes:

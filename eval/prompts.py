@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eval.failing import masks_of
+from eval.similar import Retrieval
 from eval.task import Kind, Query
 from mm1.errors import UserError, at_least
 from mm1.sample import Image, Text
@@ -61,6 +62,9 @@ class Settings:
             place of every picture, which is how a model is asked that was trained without pictures.
         tasks: Only these benchmarks; all that the data folder holds if empty.
         limit: At most so many questions a benchmark, chosen by the seed; all if null.
+        demonstrations: ``random``, or ``similar``: those whose pictures are most like the one asked about, the most
+            similar last, at any number of shots but 0.
+        retrieval: What ``similar`` means.
         seed: Of demonstrations, of the questions chosen, and of the blind arm's swaps.
         seeds: Of demonstrations alone: every question is asked with those of each. Only ``seed`` if empty.
         max_positions: The context, positions a prompt and its answer may take together. MM1's rows by default; a model
@@ -88,6 +92,8 @@ class Settings:
     arms: tuple[Arm, ...] = ("sighted", "blind")
     tasks: tuple[str, ...] = ()
     limit: int | None = None
+    demonstrations: Literal["random", "similar"] = "random"
+    retrieval: Retrieval = field(default_factory=Retrieval)
     seed: int = 0
     seeds: tuple[int, ...] = ()
     max_positions: int = 4096
@@ -113,6 +119,8 @@ class Settings:
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {list(self.seeds)}; expected every seed once")
+        if self.demonstrations == "similar":
+            self.retrieval.check()
         masks_of(self.mask_experts)
         for kind in get_args(Kind):
             prompt = getattr(self, kind)
@@ -134,9 +142,9 @@ class Settings:
                 )
                 raise UserError(f"{kind}.template is {template!r}; style {self.style} expects {wanted}")
 
-    def seeds_for(self, demonstrations: int) -> tuple[int, ...]:
-        """Seeds that a question with so many demonstrations is asked with: without any, all would ask the same."""
-        return (self.seeds or (self.seed,)) if demonstrations else (self.seeds or (self.seed,))[:1]
+    def seeds_for(self, drawn: int) -> tuple[int, ...]:
+        """Seeds that a question is asked with: without a demonstration that is drawn, all would ask the same."""
+        return (self.seeds or (self.seed,)) if drawn else (self.seeds or (self.seed,))[:1]
 
     def prompt(self, kind: Kind) -> Prompt:
         """The prompt of a kind of benchmark."""

@@ -1,7 +1,5 @@
 """Image-text similarity with a tiny CLIP of open_clip's own making, its weights in a file as users have them."""
 
-import json
-
 import open_clip
 import pytest
 import safetensors.torch
@@ -15,23 +13,12 @@ from data_pipelines.steps import Pictures, Similarity
 from data_pipelines.steps.similarity import sentences
 from mm1.errors import UserError
 from mm1.sample import Text
-
-NAME = "tiny-clip-for-similarity"
-VISION = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
-TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+from tests.clips import NAME, tiny_clip
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / f"{NAME}.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}))
-    open_clip.add_model_config(folder / f"{NAME}.json")
-    torch.manual_seed(0)
-    model = open_clip.create_model(NAME)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # else all texts are much alike
-    safetensors.torch.save_file(model.state_dict(), folder / "clip.safetensors")
-    return folder / "clip.safetensors"
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
