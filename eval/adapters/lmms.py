@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -39,6 +39,14 @@ def manifest() -> ModelManifest:
         simple_class_path="eval.adapters.lmms.MM1Simple",
         chat_class_path="eval.adapters.lmms.MM1Chat",
     )
+
+
+class Scored(tuple[float, bool], GenerationResult):
+    """A log-likelihood and whether greedy decoding would say it, as lmms-eval's interface asks for.
+
+    lmms-eval 0.7.3 spells out as a text whatever is neither text nor its own ``GenerationResult``, likelihoods too, and
+    then cannot score choices; this is both, and its ``text`` is the pair.
+    """
 
 
 class MM1Simple(lmms):
@@ -104,7 +112,7 @@ class MM1Simple(lmms):
             encoded = encode_prompt(prompt, self.codec, self.engine.tokens_per_image)
             readings.append(Reading([*encoded.tokens.tolist(), *ids], len(ids), encoded.images))
         found = likelihoods(self.mm1, self.codec, readings, batch_positions=self.batch_positions)
-        return [(likelihood.nats, likelihood.greedy) for likelihood in found]
+        return [Scored((likelihood.nats, likelihood.greedy)) for likelihood in found]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Refused: a task that asks again what was answered.
