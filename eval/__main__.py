@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 import mm1
+from eval import text_skills
 from eval.adapters import door as harnesses
 from eval.compare import compare, told
 from eval.contamination import overlap
@@ -21,6 +22,7 @@ from eval.prompts import Arm, Settings
 from eval.scores import FORMAT, rescore, table
 from eval.store import Answer, read_answers
 from eval.task import Kind, discover
+from eval.text_skills import Asked
 from mm1.errors import UserError, door, underscored
 from mm1.infer.assistant import Dtype
 from mm1.runs import read_scores, write_json
@@ -74,9 +76,26 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("score", scoring, help="score stored answers again")
     commands.add_subcommand("compare", comparing, help="two runs on the same questions")
     commands.add_subcommand("contamination", looking, help="scored pictures among those trained on")
+    commands.add_subcommand("text", _reading(), help="text-only skills, before and after tuning")
     for harness, about in harnesses.ABOUT.items():
         commands.add_subcommand(harness, ArgumentParser(description=about), help=about.split(".")[0])
     return whole
+
+
+def _reading() -> ArgumentParser:
+    reading = ArgumentParser(
+        description="Perplexity of held-out text and choices by likelihood, of one checkpoint or of several on the same."
+    )
+    reading.add_argument(
+        "checkpoints", type=str, nargs=argparse.ONE_OR_MORE, help="such as the one before tuning, then the one after"
+    )
+    reading.add_argument("--documents", type=str | None, default=None, help="*.txt, *.jsonl, or a corpus: its val text")
+    reading.add_argument("--questions", type=str | None, default=None, help="*.jsonl of context and choices, or target")
+    reading.add_argument("--out", type=str | None, default=None, help="default: eval/text in the last one's run folder")
+    reading.add_argument("--device", type=str, default="cpu")
+    reading.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
+    reading.add_class_arguments(Asked)
+    return reading
 
 
 def _main() -> None:
@@ -89,6 +108,7 @@ def _main() -> None:
         if not isinstance(arguments.run[kind], Namespace):
             raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
     does = {"run": _run, "ask": _ask, "score": _score, "compare": _compare, "contamination": _contamination}
+    does["text"] = _text
     does[command](whole.instantiate(arguments)[command])
 
 
@@ -143,6 +163,16 @@ def _contamination(arguments: Namespace) -> None:
     print(found)
     if found.found:
         raise SystemExit(1)
+
+
+def _text(arguments: Namespace) -> None:
+    asked = Asked(**{name: arguments[name] for name in Asked.__dataclass_fields__})
+    documents, questions = (Path(path) if path else None for path in (arguments.documents, arguments.questions))
+    found = text_skills.run(arguments.checkpoints, documents, questions, asked, arguments.device, arguments.dtype)
+    out = Path(arguments.out) if arguments.out else default_out(Path(arguments.checkpoints[-1]), "text")
+    write_json(out / "text.json", found)
+    print(text_skills.told(found))
+    print(out / "text.json")
 
 
 def default_out(checkpoint: Path, name: str) -> Path:
