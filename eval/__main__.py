@@ -84,7 +84,7 @@ def parser() -> ArgumentParser:
 
 def _reading() -> ArgumentParser:
     reading = ArgumentParser(
-        description="Perplexity of held-out text and choices by likelihood, of one checkpoint or of several on the same."
+        description="Perplexity of held-out text and choices by likelihood, of one checkpoint or several."
     )
     reading.add_argument(
         "checkpoints", type=str, nargs=argparse.ONE_OR_MORE, help="such as the one before tuning, then the one after"

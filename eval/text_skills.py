@@ -242,7 +242,7 @@ def check(asked: Asked) -> None:
 
 
 def record(names: Sequence[str], measured: Sequence[Measured], asked: Asked) -> dict[str, Any]:
-    """Everything as ``text.json`` keeps it: each model's numbers with 95 % intervals, then what the last one changed."""
+    """Everything as ``text.json`` keeps it: each model's numbers with 95 % intervals, and what the last changed."""
     models = [{"checkpoint": name, **_numbers(one)} for name, one in zip(names, measured, strict=True)]
     change = _change(measured[0], measured[-1]) if len(measured) > 1 else None
     return {"format": 1, "settings": asdict(asked), "models": models, "change": change}

@@ -133,7 +133,7 @@ def test_the_door_measures_two_checkpoints_on_the_same(
         (["--questions", "TMP/wrong.jsonl"], "line 1 has choices ['a'] and answer 3"),
         (["--questions", "TMP/twice.jsonl"], "names 1 questions like another"),
         (["--documents", "TMP/empty.txt", "--overlap", "9", "--max_positions", "9"], "overlap is 9; expected less"),
-        (["--questions", "TMP/good.jsonl", "--max_positions", "4"], "takes 7 positions; expected at most"),
+        (["--questions", "TMP/good.jsonl", "--max_positions", "4"], "takes 12 positions; expected at most"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(
