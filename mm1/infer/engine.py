@@ -1,53 +1,43 @@
-"""Greedy decoding of many prompts at once: pictures encoded once, keys and values cached, like lengths together.
+"""Decodes many prompts at once: pictures encoded once, keys and values cached, rows taken again when they are free.
 
-1. every prompt becomes token ids with places for its pictures (mm1.data.encode)
-2. prompts are sorted by length and cut into batches of at most ``batch_positions``
-3. each distinct picture of a batch is encoded, unless an earlier batch did
-4. a batch is padded on the left, so that all its rows go on at the same position of the cache::
+1. every prompt becomes token ids with places for its pictures (:mod:`mm1.data.encode`)
+2. prompts that begin alike form groups, and groups of like length crews of slots (:mod:`mm1.infer.queue`)
+3. a crew's prompts are read as slots become free, what a group shares once, each picture once (:mod:`mm1.infer.slots`)
+4. all slots go on token by token; an answer ends at the end token, at a stop string, or at its last token
 
-       . <s> I I a       segment 0 0 1 1 1 1 ..        . = padding, seen by nobody
-       <s> I I b c       segment 1 1 1 1 1 1 ..
+Prompts are read from the first place of their slots, padded on the right::
 
-5. a row ends at the end token, at a stop string, or at its last token; once half the rows have ended, the cache
-   is cut down to those that go on. The device is waited for once a token. Spelling hundreds of answers takes as long
-   as deciding their next token, so stop strings are looked for every fourth time; what was said beyond one is cut off.
+    <s> I I a .       segment 1 1 1 1 0        . = padding, seen by nobody: the answer is written over it
+    <s> I I b c       segment 1 1 1 1 1
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mm1.data.encode import Encoded, prompt, prompt_text_tokens
-from mm1.data.image import prepare
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
+from mm1.infer.beams import Beams
+from mm1.infer.continuous import Answer, Continuous, Task
 from mm1.infer.decoding import GREEDY, Decoding
+from mm1.infer.features import Asked, Features
+from mm1.infer.queue import Crew, crews, groups
+from mm1.infer.slots import Slots
 from mm1.infer.visits import Visits, watched
-from mm1.model.attention import KVCache
 from mm1.model.mm1 import MM1
+from mm1.model.rope import DynamicRope
 from mm1.sample import Image, Text
 
 Prompt = Sequence[Text | Image]
+Thing = TypeVar("Thing")
 
-ENCODED_AT_ONCE = 64  # pictures; bounds the encoder's memory, not what is remembered
-SPELLED_EVERY = 4  # tokens
-
-
-@dataclass
-class Row:
-    """One answer in the making: its ids, how many of them are spelled, as what, and whether it has ended."""
-
-    tokens: list[int] = field(default_factory=list)
-    spelled: int = 0
-    text: str = ""
-    ended: bool = False
+COLUMNS_STEP = 64  # positions of a slot on a GPU are a multiple of this, so that calls alike find the slots of the last
 
 
 class Engine:
@@ -58,8 +48,10 @@ class Engine:
         tokenizer: The one it was trained with.
         max_positions: The context, positions a prompt and its answer may take together. MM1's rows by default; a model
             that was trained on shorter ones has not seen positions beyond them.
-        batch_positions: Positions of a batch, padding counted, answers too.
+        batch_positions: Positions of all slots together, padding counted, answers too.
         features_mb: Memory for the features of pictures seen, in MB of 10^6 bytes.
+        share: Whether what several prompts begin with is read once; changes speed, no answer.
+        compiled: Compile the model's layers, in place: pays on a GPU, for some thousand prompts.
     """
 
     def __init__(
@@ -70,22 +62,55 @@ class Engine:
         max_positions: int = 4096,
         batch_positions: int = 16384,
         features_mb: int = 1024,
+        share: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.share, self.compiled = share, compiled
         self.max_positions, self.batch_positions = max_positions, batch_positions
         self.tokens_per_image = model.connector.tokens
         self._features = Features(model, features_mb)
+        self._kept: tuple[object, Slots] | None = None
+        if compiled:
+            for part in (*model.decoder.layers, *model.vision.blocks, model.connector):
+                part.compile(dynamic=True)
 
     def generate(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = ()
+        self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = (), decoding: Decoding = GREEDY
     ) -> Iterator[tuple[int, str]]:
         """Answers as they are finished, each with the index of its prompt; what ``stop`` begins is cut off.
 
         Raises:
             UserError: A prompt and its answer would not fit ``max_positions``; nothing was decoded then.
         """
+        return ((said.index, said.text) for said in self.answers(prompts, max_new_tokens, stop, decoding))
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        decoding: Decoding = GREEDY,
+        names: Sequence[str] | None = None,
+    ) -> Iterator[Answer]:
+        """The same with the tokens of each answer and its margin.
+
+        Args:
+            prompts: What is asked.
+            max_new_tokens: Length of an answer at most.
+            stop: Strings before which an answer ends.
+            decoding: How tokens are chosen.
+            names: What owns what is drawn for each prompt, with the seed; the indices of prompts if not given.
+
+        Raises:
+            UserError: A prompt and its answer would not fit ``max_positions``, or numbers that cannot be; nothing was
+                decoded then.
+        """
+        decoding.check()
+        self.model.decoder.check_generates()
         encoded = [self._encode(items, max_new_tokens) for items in prompts]
-        return self._generate(encoded, max_new_tokens, stop)
+        names = [str(at) for at in range(len(prompts))] if names is None else names
+        return self._answers([Asked.of(e) for e in encoded], max_new_tokens, stop, decoding, names)
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[float]:
         """Log-likelihood (natural logarithm) of each continuation after its prompt, summed over its tokens.
@@ -101,7 +126,8 @@ class Engine:
         ]
         scores = [0.0] * len(whole)
         for chosen in self._batches(whole, 0):
-            found = self._score_batch([whole[at] for at in chosen], [len(spoken[at]) for at in chosen])
+            with exact(self.model):
+                found = self._score_batch([whole[at] for at in chosen], [len(spoken[at]) for at in chosen])
             for at, score in zip(chosen, found, strict=True):
                 scores[at] = score
         return scores
@@ -126,10 +152,47 @@ class Engine:
         self.check(items, new)
         return prompt(items, self.tokenizer, self.tokens_per_image)
 
-    def _generate(self, encoded: list[Encoded], new: int, stop: Sequence[str]) -> Iterator[tuple[int, str]]:
-        for chosen in self._batches(encoded, new):
-            answers = self._decode_batch([encoded[at] for at in chosen], new, stop)
-            yield from zip(chosen, answers, strict=True)
+    @torch.inference_mode()
+    def _answers(
+        self, prompts: list[Asked], new: int, stop: Sequence[str], decoding: Decoding, names: Sequence[str]
+    ) -> Iterator[Answer]:
+        together = groups(prompts, self.tokens_per_image, self._shares(prompts, new))
+        step = COLUMNS_STEP if self._device.type == "cuda" else 1
+        for crew in crews(prompts, together, new, self.batch_positions, beams=decoding.beams, step=step):
+            task = Task(prompts, names, crew.groups, self.tokens_per_image)
+            worker = Continuous if decoding.beams == 1 else Beams
+            at_work = worker(self._slots(crew, new, decoding), self._features, self.tokenizer, stop)
+            yield from exactly(self.model, at_work.run(task))
+
+    def _shares(self, prompts: list[Asked], new: int) -> bool:
+        """Whether what is shared may be read before what follows: not where keys depend on the whole length."""
+        rope = self.model.decoder.rope
+        longest = max((len(asked) + new for asked in prompts), default=0)
+        return self.share and not (isinstance(rope, DynamicRope) and longest > rope.original_positions)
+
+    def _slots(self, crew: Crew, new: int, decoding: Decoding) -> Slots:
+        """Slots for a crew; on a GPU those of the last crew if they are alike, with what was recorded of them."""
+        shape = (crew.rows, crew.columns, new, decoding)
+        if self._kept is not None and self._kept[0] == shape:
+            return self._kept[1]
+        self._kept = None  # before there are others
+        slots = Slots(
+            self.model,
+            self._scores,
+            decoding,
+            eos=self.tokenizer.eos,
+            rows=crew.rows,
+            columns=crew.columns,
+            new=new,
+            compiled=self.compiled,
+        )
+        if self._device.type == "cuda":
+            self._kept = shape, slots
+        return slots
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.decoder.norm.weight.device
 
     def _batches(self, encoded: list[Encoded], new: int) -> Iterator[list[int]]:
         """Indices of prompts of like length, the longest first, so that memory is known from the first batch on."""
@@ -143,19 +206,21 @@ class Engine:
         if batch:
             yield batch
 
-    @torch.inference_mode()
     def stream(self, items: Prompt, new: int, decoding: Decoding = GREEDY) -> Iterator[tuple[int, Visits]]:
         """Token after token of one answer, the end token left out, each with the experts it visits when it is read.
 
         Raises:
             UserError: The prompt and its answer would not fit ``max_positions``.
         """
-        encoded = self._encode(items, new)
+        return exactly(self.model, self._stream(self._encode(items, new), new, decoding))
+
+    @torch.inference_mode()
+    def _stream(self, encoded: Encoded, new: int, decoding: Decoding) -> Iterator[tuple[int, Visits]]:
         decoder, chance_N = self.model.decoder, decoding.chances("0", new)
         with watched(decoder) as visits:
             tokens_BT, segments_BT, positions_BT = self._pad([encoded])
             cache = decoder.new_cache(1, tokens_BT.shape[1] + new)
-            x_BTD = self.model.embed(tokens_BT, self._features.of([encoded]))
+            x_BTD = self.model.embed(tokens_BT, self._features.of([Asked.of(encoded)]))
             token = -1
             for step in range(new):
                 hidden_BD = decoder(x_BTD, segments_BT, positions_BT, cache).hidden_BTD[:, -1]
@@ -170,31 +235,6 @@ class Engine:
             decoder(x_BTD, segments_BT, positions_BT, cache)
             yield token, dict(visits)
 
-    @torch.inference_mode()
-    def _decode_batch(self, encoded: list[Encoded], new: int, stop: Sequence[str]) -> list[str]:
-        decoder = self.model.decoder
-        tokens_BT, segments_BT, positions_BT = self._pad(encoded)
-        cache = decoder.new_cache(len(encoded), tokens_BT.shape[1] + new)
-        x_BTD = self.model.embed(tokens_BT, self._features.of(encoded))
-        answers = rows = [Row() for _ in encoded]
-        for step in range(new):
-            hidden_BD = decoder(x_BTD, segments_BT, positions_BT, cache).hidden_BTD[:, -1]
-            next_B = self._scores(hidden_BD).argmax(dim=-1)
-            self._add(rows, next_B.tolist(), stop, spell=(step + 1) % SPELLED_EVERY == 0)
-            going = [at for at, row in enumerate(rows) if not row.ended]
-            if step + 1 == new or not going:
-                break
-            positions_B1 = positions_BT[:, -1:] + 1
-            if len(going) * 2 <= len(rows):
-                keep = torch.tensor(going, device=next_B.device)
-                cache, next_B, positions_B1 = _rows_of(cache, keep), next_B[keep], positions_B1[keep]
-                rows = [rows[at] for at in going]
-            x_BTD, positions_BT = decoder.embedding(next_B)[:, None], positions_B1
-            segments_BT = torch.ones_like(positions_BT)
-        for row in answers:
-            self._spell(row, stop)
-        return [row.text.strip() for row in answers]
-
     def _scores(self, hidden_BD: Tensor) -> Tensor:
         """Logits of what may be said: rows of the embedding that are no token are left out, a picture's never comes."""
         scores_BV = self.model.decoder.logits(hidden_BD)[:, : self.tokenizer.vocabulary]
@@ -202,35 +242,11 @@ class Engine:
             scores_BV[:, self.tokenizer.image] = -torch.inf
         return scores_BV
 
-    def _add(self, rows: list[Row], tokens: list[int], stop: Sequence[str], spell: bool) -> None:
-        """Add a token to every answer that has not ended."""
-        for row, token in zip(rows, tokens, strict=True):
-            if not row.ended and token == self.tokenizer.eos:
-                row.ended = True
-            elif not row.ended:
-                row.tokens.append(token)
-                if spell and stop:
-                    self._spell(row, stop)
-
-    def _spell(self, row: Row, stop: Sequence[str]) -> None:
-        """Bring an answer's text up to its tokens; it ends before the first stop string that a token completes."""
-        if row.spelled == len(row.tokens):
-            return
-        first, row.spelled = row.spelled + 1, len(row.tokens)
-        row.text = self.tokenizer.decode(row.tokens)
-        if not any(mark in row.text for mark in stop):
-            return
-        for count in range(first, len(row.tokens) + 1):
-            text = self.tokenizer.decode(row.tokens[:count])
-            if cuts := [at for at in (text.find(mark) for mark in stop) if at >= 0]:
-                row.text, row.ended = text[: min(cuts)], True
-                return
-
     @torch.inference_mode()
     def _score_batch(self, encoded: list[Encoded], spoken: list[int]) -> list[float]:
         decoder, longest = self.model.decoder, max(1, *spoken)
         tokens_BT, segments_BT, positions_BT = self._pad(encoded)
-        x_BTD = self.model.embed(tokens_BT, self._features.of(encoded))
+        x_BTD = self.model.embed(tokens_BT, self._features.of([Asked.of(e) for e in encoded]))
         hidden_BTD = decoder(x_BTD, segments_BT, positions_BT).hidden_BTD[:, -longest - 1 : -1]
         said_BT = tokens_BT[:, -longest:].clamp(min=0)
         logs_BT = decoder.logits(hidden_BTD).log_softmax(dim=-1).gather(-1, said_BT[..., None])[..., 0]
@@ -249,48 +265,24 @@ class Engine:
         return tokens_BT.to(device), segments_BT.to(device), positions_BT.to(device)
 
 
-class Features:
-    """Tokens of pictures seen, by content, the least recently used forgotten first.
-
-    Args:
-        model: Whose encoder and connector.
-        limit_mb: Memory in MB of 10^6 bytes; what one batch needs is held in any case.
-    """
-
-    def __init__(self, model: MM1, limit_mb: int) -> None:
-        self._model, self._limit_bytes = model, limit_mb * 10**6
-        self._seen: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.encoded = 0  # pictures, for tests and for those who wonder about speed
-
-    def of(self, encoded: list[Encoded]) -> Tensor:
-        """Features [I, N, D] of all pictures of a batch in the order of their places."""
-        pictures = [picture for e in encoded for picture in e.images]
-        names = [hashlib.sha256(picture).digest() for picture in pictures]
-        new = {name: data for name, data in zip(names, pictures, strict=True) if name not in self._seen}
-        self._encode(list(new), list(new.values()))
-        for name in names:
-            self._seen.move_to_end(name)
-        empty = self._model.encode_images(torch.empty(0, 3, 1, 1, dtype=torch.uint8))
-        features_IND = torch.stack([self._seen[name] for name in names]) if names else empty
-        self._forget()
-        return features_IND
-
-    def _encode(self, names: list[bytes], pictures: list[bytes]) -> None:
-        spec, device = self._model.image_spec, self._model.decoder.norm.weight.device
-        with ThreadPoolExecutor() as threads:
-            for start in range(0, len(names), ENCODED_AT_ONCE):
-                chunk = slice(start, start + ENCODED_AT_ONCE)
-                images = list(threads.map(lambda data: prepare(data, spec), pictures[chunk]))
-                features_IND = self._model.encode_images(torch.stack(images).to(device))
-                for name, feature_ND in zip(names[chunk], features_IND, strict=True):
-                    self._seen[name] = feature_ND.clone()  # a view would keep the whole chunk alive
-        self.encoded += len(names)
-
-    def _forget(self) -> None:
-        each = next((f.numel() * f.element_size() for f in self._seen.values()), 0)
-        while len(self._seen) * each > self._limit_bytes:
-            self._seen.popitem(last=False)
+@contextmanager
+def exact(model: MM1) -> Iterator[None]:
+    """Products in full fp32 where the weights are: TF32, which convolutions take unasked, has 10 bits."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    if model.decoder.norm.weight.dtype == torch.float32:
+        cuda.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _rows_of(cache: KVCache, keep: Tensor) -> KVCache:
-    return KVCache(cache.keys_LBGTK[:, keep], cache.values_LBGTK[:, keep], cache.segments_BT[keep], cache.length)
+def exactly(model: MM1, things: Iterator[Thing]) -> Iterator[Thing]:
+    """The same, each made under :func:`exact`, and nothing else done under it."""
+    while True:
+        with exact(model):
+            thing = next(things, None)
+        if thing is None:
+            return
+        yield thing

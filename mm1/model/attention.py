@@ -1,8 +1,9 @@
 """Causal self-attention that stays inside a document: rotary positions, grouped key-value heads, cached keys.
 
-Three ways compute the same thing, and :func:`attend` picks. A CPU has no backward for flex_attention, so it takes
+Four ways compute the same thing, and :func:`attend` picks. A CPU has no backward for flex_attention, so it takes
 scaled-dot-product attention with a boolean mask; a GPU takes flex_attention with a block mask, because a dense mask
-would leave the fast kernels; decoding takes the boolean mask over the cache anywhere.
+would leave the fast kernels; decoding takes the boolean mask over the cache anywhere, and reads prompts that begin at
+the first place of their rows without any, since what pads them on the right comes after all that counts.
 Grouped heads: Ainslie et al. 2023; norms of queries and keys: Dehghani et al. 2023; sliding window: Mistral 7B,
 arXiv 2310.06825.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mm1.model.rope import rotate
 
-Mask: TypeAlias = "Tensor | BlockMask"
+Mask: TypeAlias = "Tensor | BlockMask | None"  # None: every position sees those before it and itself
 
 
 def document_mask(segments_BT: Tensor, window: int | None = None) -> Mask:
@@ -69,20 +70,38 @@ def causal_mask(queries_BT: Tensor, keys_BT: Tensor, first: int, window: int | N
 
 def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask) -> Tensor:
     """Softmax attention under ``mask``; each of the G key-value heads serves H / G query heads."""
-    grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
-    if isinstance(mask, Tensor):
-        if grouped and q_BHTK.is_cuda:  # its fused kernels that take a mask take no groups; the other holds all scores
-            share = q_BHTK.shape[1] // k_BGTK.shape[1]
-            k_BGTK, v_BGTK = (x_BGTK.repeat_interleave(share, dim=1) for x_BGTK in (k_BGTK, v_BGTK))
-            grouped = False
-        return scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, enable_gqa=grouped)
-    return _compiled(flex_attention)(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=grouped)
+    if isinstance(mask, BlockMask):
+        grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
+        return _compiled(flex_attention)(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=grouped)
+    share = q_BHTK.shape[1] // k_BGTK.shape[1]
+    if share > 1 and mask is not None and q_BHTK.shape[2] == 1:  # the heads of a group as queries: nothing is repeated
+        q_BGSK = q_BHTK.unflatten(1, (-1, share)).squeeze(3)
+        return scaled_dot_product_attention(q_BGSK, k_BGTK, v_BGTK, attn_mask=mask).flatten(1, 2).unsqueeze(2)
+    if share > 1 and q_BHTK.is_cuda and (mask is not None or q_BHTK.dtype == torch.float32):
+        # fused kernels that take a mask, or fp32, take no groups; the other one holds all scores
+        k_BGTK, v_BGTK = (x_BGTK.repeat_interleave(share, dim=1) for x_BGTK in (k_BGTK, v_BGTK))
+        share = 1
+    return scaled_dot_product_attention(
+        q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, is_causal=mask is None, enable_gqa=share > 1
+    )
 
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled on first use: without it flex_attention holds all scores, and on a CPU it is never needed."""
     return torch.compile(function)
+
+
+class Cache(Protocol):
+    """Where a decoder finds keys and values of what was read before, and leaves those of what it reads."""
+
+    length: int
+
+    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new positions of one layer and return all that may be looked at."""
+
+    def mask(self, segments_BT: Tensor, window: int | None = None) -> Mask:
+        """Who of the new positions may look at what :meth:`append` returns."""
 
 
 @dataclass
@@ -156,7 +175,7 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (nn.RMSNorm(n * head_width, eps=norm_eps) for n in normed)
 
     def forward(
-        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None = None, layer: int = 0
+        self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
         """Mix positions; with a ``cache``, ``x_BTD`` is only the new ones and ``layer`` says whose keys are meant."""
         q_BHTK, k_BGTK = self._heads(self.q, self.q_norm, x_BTD), self._heads(self.k, self.k_norm, x_BTD)

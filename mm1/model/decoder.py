@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mm1.errors import UserError, at_least
-from mm1.model.attention import Attention, KVCache, Mask, document_mask
+from mm1.model.attention import Attention, Cache, KVCache, Mask, document_mask
 from mm1.model.ffn import SwiGLU
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.routing import Places
@@ -66,7 +66,7 @@ class Layer(nn.Module):
         rotation: tuple[Tensor, Tensor],
         mask: Mask,
         places: Places,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
     ) -> tuple[Tensor, RouterStats | None]:
         """One layer; the second value is the router's, None where the feed-forward is dense."""
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
         x_BTD: Tensor,
         segments_BT: Tensor,
         positions_BT: Tensor,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         places: Places | None = None,
     ) -> Output:
         """Embedded positions -> hidden states.
@@ -192,7 +192,7 @@ class Decoder(nn.Module):
             cache: Where earlier keys and values are and new ones go.
             places: What routers are told of the positions; text of one source if not given.
         """
-        see = document_mask if cache is None else cache.mask
+        see: Callable[[Tensor, int | None], Mask] = document_mask if cache is None else cache.mask
         masks = {window: see(segments_BT, window) for window in set(self.windows_L)}
         rotation = self.rope.rotation(positions_BT, segments_BT, self.head_width, self.rope_base)
         places, routers = places or Places.of_text(segments_BT > 0), []

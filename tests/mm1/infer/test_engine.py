@@ -14,6 +14,7 @@ from mm1.data.encode import prompt
 from mm1.data.tokenizer import Tokenizer, from_hf, train
 from mm1.errors import UserError
 from mm1.infer.engine import Engine
+from mm1.infer.features import Asked
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
 from mm1.sample import Image, Text
@@ -72,7 +73,7 @@ def plainly(model: MM1, tokenizer: Tokenizer, items: list, new: int) -> str:
     for _ in range(new):
         tokens_BT = torch.cat((encoded.tokens, torch.tensor(ids, dtype=torch.int64)))[None]
         positions_BT = torch.arange(tokens_BT.shape[1])[None]
-        x_BTD = model.embed(tokens_BT, engine._features.of([encoded]))
+        x_BTD = model.embed(tokens_BT, engine._features.of([Asked.of(encoded)]))
         hidden_BTD = model.decoder(x_BTD, torch.ones_like(tokens_BT), positions_BT).hidden_BTD
         token = int(model.decoder.logits(hidden_BTD[0, -1])[: tokenizer.vocabulary].argmax())
         if token == tokenizer.eos:
@@ -152,7 +153,7 @@ def test_the_score_of_a_continuation_is_its_log_likelihood(model: MM1, tokenizer
     for items, text, score in zip(PROMPTS, continuations, scores, strict=True):
         encoded = prompt([*items, Text(text)], tokenizer, model.connector.tokens)
         with torch.inference_mode():
-            x_BTD = model.embed(encoded.tokens[None], Engine(model, tokenizer)._features.of([encoded]))
+            x_BTD = model.embed(encoded.tokens[None], Engine(model, tokenizer)._features.of([Asked.of(encoded)]))
             positions_BT = torch.arange(x_BTD.shape[1])[None]
             hidden_BTD = model.decoder(x_BTD, torch.ones_like(positions_BT), positions_BT).hidden_BTD
             logs = model.decoder.logits(hidden_BTD[0]).log_softmax(-1)
