@@ -178,7 +178,8 @@ def _spread_experts(model: nn.Module, on: Meshes, way: Way, low: torch.dtype | N
                 layer.router.home = mesh[EXPERTS].get_local_rank() * layer.router.nodes // mesh[EXPERTS].size()
         if mesh[REST].size() > 1 or mesh[REPLICATE].size() > 1 or low is not None:
             placement = Shard(1) if shared else Shard(0)
-            _fully_shard(layer.experts, _data(mesh, REST), low, shard_placement_fn=lambda _, cut=placement: cut)
+            cut_by = {"shard_placement_fn": lambda _, at=placement: at, "reshard_after_forward": mesh[REST].size() > 1}
+            _fully_shard(layer.experts, _data(mesh, REST), low, **cut_by)
         else:
             apart |= {*layer.experts.parameters()}
         if shared:
@@ -310,10 +311,24 @@ def _place_on_loading(model: nn.Module) -> None:
 
 
 def sum_gradients(model: nn.Module, now: bool) -> None:
-    """Whether backward passes add up gradients over ranks; of a window of micro-batches only the last has to."""
+    """Whether backward passes add up gradients over ranks; of a window of micro-batches only the last has to.
+
+    Experts that a rank has to itself are gathered from nobody, only cast, so they stay cast until then.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(now, recurse=False)
+            if isinstance(module, Experts):
+                alone = all(not _over(p, REST) for p in module.parameters())
+                module.set_reshard_after_backward(now or not alone, recurse=False)
+
+
+def _over(parameter: Tensor, axis: str) -> bool:
+    """Whether an axis of more than one rank has part in a parameter."""
+    if not isinstance(parameter, DTensor):
+        return False
+    names = parameter.device_mesh.mesh_dim_names or ()
+    return axis in names and parameter.device_mesh.size(names.index(axis)) > 1
 
 
 @torch.no_grad()
