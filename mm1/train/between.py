@@ -18,12 +18,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import linear
 
 from mm1.model.loss import CHUNK_TOKENS
+
+ops = torch.ops._c10d_functional  # what torch's own wrappers call, whose names have changed
 
 
 class Group(NamedTuple):
@@ -60,17 +61,20 @@ def summed(x: Tensor, group: Group) -> Tensor:
 
 
 def _gather(x: Tensor, dim: int, group: Group) -> Tensor:
-    return collectives.wait_tensor(collectives.all_gather_tensor(x.contiguous(), dim, group.name))
+    found = ops.wait_tensor(ops.all_gather_into_tensor(x.contiguous(), group.ranks, group.name))
+    return torch.cat(found.chunk(group.ranks), dim) if dim else found
 
 
 def _sum(x: Tensor, group: Group) -> Tensor:
-    return collectives.wait_tensor(collectives.all_reduce(x.contiguous(), "sum", group.name))
+    return ops.wait_tensor(ops.all_reduce(x.contiguous(), "sum", group.name))
 
 
 def _stretch(x: Tensor, dim: int, group: Group, terms: bool) -> Tensor:
-    if terms:
-        return collectives.wait_tensor(collectives.reduce_scatter_tensor(x.contiguous(), "sum", dim, group.name))
-    return x.chunk(group.ranks, dim)[group.rank].contiguous()
+    parts = x.chunk(group.ranks, dim)
+    if not terms:
+        return parts[group.rank].contiguous()
+    together = torch.cat(parts) if dim else x.contiguous()
+    return ops.wait_tensor(ops.reduce_scatter_tensor(together, "sum", group.ranks, group.name))
 
 
 class _Gathered(torch.autograd.Function):

@@ -163,6 +163,23 @@ def test_ranks_drop_what_one_process_drops() -> None:
     on_ranks(2, drop, dropped(model_of({"dropout": 0.5})))
 
 
+def compiled(rank: int) -> None:
+    found = []
+    for backend in (None, "aot_eager"):
+        model = model_of(ALL, meshes("cpu", 2, tensor=2))
+        for layer in model.decoder.layers if backend else ():
+            layer.compile(backend=backend)
+        sums = model.losses(rows())
+        sums.cross_entropy.backward()
+        found.append((float(sums.cross_entropy.detach()), float(clip_gradients(model.parameters(), 1.0))))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_layer_that_is_cut_compiles_whole() -> None:
+    on_ranks(2, compiled)
+
+
 def refused(rank: int) -> None:
     for options, says in (
         ({"heads": 1}, "heads is 1, to be cut by 2 ranks; expected a multiple"),
