@@ -18,9 +18,11 @@ from eval.compare import compare, told
 from eval.contamination import overlap
 from eval.failing import masks_of
 from eval.harness import run
+from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
 from eval.scores import FORMAT, rescore, table
 from eval.store import Answer, read_answers
+from eval.stored import DOES, add, in_java
 from eval.task import Kind, discover
 from eval.text_skills import Asked
 from mm1.errors import UserError, door, underscored
@@ -59,6 +61,7 @@ def parser() -> ArgumentParser:
     asking.add_argument("--dtype", type=Dtype | None, default=None, help="of the weights; default: the file's")
     scoring = ArgumentParser(description="Score stored answers again, without the model.")
     scoring.add_argument("answers", type=str, help="an answers.jsonl")
+    scoring.add_argument("--java", type=list[Java], default=[], help="captions also by these, where there is Java")
     comparing = ArgumentParser(description="Differences of two runs on the same questions, with paired intervals.")
     comparing.add_argument("answers", type=str, help="an answers.jsonl, or its folder")
     comparing.add_argument("other_answers", type=str, help="what is subtracted")
@@ -77,6 +80,7 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("compare", comparing, help="two runs on the same questions")
     commands.add_subcommand("contamination", looking, help="scored pictures among those trained on")
     commands.add_subcommand("text", _reading(), help="text-only skills, before and after tuning")
+    add(commands)
     for harness, about in harnesses.ABOUT.items():
         commands.add_subcommand(harness, ArgumentParser(description=about), help=about.split(".")[0])
     return whole
@@ -108,7 +112,7 @@ def _main() -> None:
         if not isinstance(arguments.run[kind], Namespace):
             raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
     does = {"run": _run, "ask": _ask, "score": _score, "compare": _compare, "contamination": _contamination}
-    does["text"] = _text
+    does |= {"text": _text, **DOES}
     does[command](whole.instantiate(arguments)[command])
 
 
@@ -140,6 +144,7 @@ def _score(arguments: Namespace) -> None:
     path = Path(arguments.answers)
     answers = read_answers(path)
     found = rescore(answers)
+    in_java(found, answers, arguments.java)
     beside = path.with_name("scores.json")
     scores = read_scores(beside) if beside.exists() else {"tasks": {}}
     scores["tasks"] = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,25 @@ class Data:
             raise UserError(f"{found[0]} and {found[1]} both stand in {self.folder}; expected one of them (--data)")
         return found[0] if found else None
 
+    def splits(self, pattern: str, accept: Callable[[Path], bool] = lambda file: True) -> dict[str, Path]:
+        """Files by what the first group of a pattern is in their names.
+
+        Args:
+            pattern: Regular expression of a whole name.
+            accept: Whether a file with such a name is meant, by what stands in it.
+
+        Raises:
+            UserError: There are two of one name.
+        """
+        found: dict[str, Path] = {}
+        for file in filter(accept, self.named(pattern)):
+            match = re.fullmatch(pattern, file.name)
+            assert match is not None
+            if match[1] in found:
+                raise UserError(f"{found[match[1]]} and {file} have one name; expected one of them below --data")
+            found[match[1]] = file
+        return found
+
     def placed(self, benchmarks: Sequence[str], file: Path, names: Sequence[Sequence[str]], folders: str) -> list[Path]:
         """Paths of a file's pictures.
 
@@ -89,20 +108,25 @@ class Data:
         return [Path(os.path.normpath(best[0] / name[best[1]])) for name in names]
 
 
-def rows(path: Path, key: str | None, fields: Mapping[str, type | tuple[type, ...]]) -> Iterator[Mapping[str, Any]]:
+def rows(
+    path: Path, key: str | None, fields: Mapping[str, type | tuple[type, ...]], read: dict[str, Any] | None = None
+) -> Iterator[Mapping[str, Any]]:
     """Objects of a JSON or JSONL file that all have ``fields``.
 
     Args:
         path: The file; ``*.jsonl`` holds one object a line.
         key: Where the list of objects stands in a JSON file; None where the file is that list.
         fields: Names every object must have, with the types they may be of.
+        read: The file's content, if it was read before.
 
     Raises:
         UserError: The file is missing, is no JSON, or an object lacks a field or has another type there.
     """
     expected = f"a list of objects with {', '.join(fields)}"
-    if path.suffix == ".jsonl":
-        found: Any = _lines(path, expected)
+    if read is not None:
+        found: Any = read.get(key or "")
+    elif path.suffix == ".jsonl":
+        found = _lines(path, expected)
     elif key is None:
         found = read_json(path, expected)
     else:

@@ -86,6 +86,7 @@ class Task:
             in the question as A, B, C and a written answer is read for its letter.
         answer_field: What an answer is called in the results file of this benchmark.
         sources: What its files are: name, version and the start of their SHA-256.
+        submitted_as: The benchmark whose questions a results file must all answer, where that is another.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Task:
     choosing: Literal["likelihood", "letter"] = "likelihood"
     answer_field: str = "answer"
     sources: tuple[Mapping[str, str], ...] = ()
+    submitted_as: str = ""
 
     def __post_init__(self) -> None:
         if not self.metric:
@@ -172,12 +174,13 @@ def offers(data: Data) -> list[Offer]:
     return sorted(offered, key=lambda offer: offer.name)
 
 
-def discover(data: str | Path | Data, only: Collection[str] = ()) -> list[Task]:
+def discover(data: str | Path | Data, only: Collection[str] = (), pictures: bool = True) -> list[Task]:
     """The benchmarks of a folder, by name.
 
     Args:
         data: The folder: files under their original names, or laid out as docs/data.md says.
         only: Names of those wanted; all if empty.
+        pictures: Whether pictures must be there.
 
     Raises:
         UserError: No folder, nothing to score in it, no such benchmark, or a file of the wrong shape.
@@ -190,7 +193,7 @@ def discover(data: str | Path | Data, only: Collection[str] = ()) -> list[Task]:
     tasks = [offer.load() for offer in offered if not only or offer.name in only]
     if empty := [task.name for task in tasks if not task.queries]:
         raise UserError(f"{data.folder} holds {empty[0]} without a single question; expected some, or no such file")
-    return [present(task, data) for task in tasks]
+    return [present(task, data) for task in tasks] if pictures else tasks
 
 
 def present(task: Task, data: Data) -> Task:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval.metrics.cider import Cider
+from eval.metrics.overlap import caption_scores
 from eval.metrics.tokenize import tokenize
 
 GOLDEN = Path(__file__).with_name("ptb_tokens.tsv")
@@ -52,3 +53,23 @@ def test_the_golden_tokens_are_still_what_the_official_tokenizer_writes() -> Non
     lines = [line.split("\t") for line in GOLDEN.read_text().splitlines()]
     written = official.PTBTokenizer().tokenize({at: [{"caption": caption}] for at, (caption, _) in enumerate(lines)})
     assert [written[at][0] for at in range(len(lines))] == [tokens for _, tokens in lines]
+
+
+@pytest.mark.parametrize(("seed", "pictures"), [(4, 1), (5, 30)])
+def test_bleu_and_rouge_equal_the_official_scorers(seed: int, pictures: int) -> None:
+    bleu = pytest.importorskip("pycocoevalcap.bleu.bleu")
+    rouge = pytest.importorskip("pycocoevalcap.rouge.rouge")
+    references, candidates = captions(seed, pictures)
+    candidates[0] = "dog"
+    given = dict(enumerate(references)), {at: [caption] for at, caption in enumerate(candidates)}
+    expected = {f"BLEU-{n}": 100 * value for n, value in enumerate(bleu.Bleu(4).compute_score(*given, verbose=0)[0], 1)}
+    expected["ROUGE-L"] = 100 * rouge.Rouge().compute_score(*given)[0]
+    ours = caption_scores({str(at): c for at, c in enumerate(candidates)}, {str(at): r for at, r in given[0].items()})
+    assert ours == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_ngrams_add_is_the_score() -> None:
+    references, candidates = captions(6, 12)
+    cider = Cider(references, tokenized=True)
+    for at, candidate in enumerate([references[0][0], *candidates[1:]]):
+        assert sum(cider.shares(at, candidate).values()) == pytest.approx(cider.score(at, candidate))
