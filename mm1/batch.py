@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mm1.errors import UserError
+from mm1.sample import WHOLE, Views
 
 IMAGE = -1  # not a vocabulary id, so no text can ever spell a picture
 IGNORE = -100  # the value torch's cross-entropy skips
@@ -38,7 +39,8 @@ class ImageSpec:
         resize: ``squash`` ignores the aspect (DFN-5B's way), ``crop`` scales the short side and cuts the centre
             (timm's way), ``pad`` scales the long side and fills with the mean.
         interpolation: ``bicubic`` or ``bilinear``.
-        tokens: Tokens per picture after the connector.
+        tokens: Tokens per picture after the connector; where a picture is shown in several views, of each of them.
+        views: In which views a picture is shown.
     """
 
     size_px: int
@@ -47,6 +49,7 @@ class ImageSpec:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     resize: Literal["squash", "crop", "pad"] = "squash"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    views: Views = WHOLE
 
 
 @dataclass
@@ -59,7 +62,8 @@ class Batch:
         segments_BT: int64[B, T]; 1, 2, ... for the documents of a row, 0 for padding.
         positions_BT: int64[B, T]; position within the document, for rotary embedding.
         sources_BT: int64[B, T]; index into ``sources``, for losses and shares per stream.
-        images_ICHW: uint8[I, 3, S, S]; the pictures in the order of their places, row by row. I may be 0.
+        images_ICHW: uint8[I, 3, S, S]; the pictures in the order of their places, row by row, each view of a picture
+            one of them. I may be 0.
         sources: Names of the streams.
         documents: Document ids, for exactly-once accounting.
         damaged: Documents that could not be read and are padding now: source, where each is, and why.

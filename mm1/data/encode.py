@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mm1.batch import IMAGE
 from mm1.data.tokenizer import Tokenizer
-from mm1.sample import Image, Sample, Text
+from mm1.sample import Image, Sample, Text, Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class Encoded:
     Args:
         tokens: int64[T]; ids, ``IMAGE`` where a picture's token goes.
         learn: bool[T]; whether the token itself may be a target.
-        images: The pictures' files in the order of their places.
+        images: The pictures in the order of their places; views of one count as several (:func:`mm1.sample.expand`).
     """
 
     tokens: Tensor
     learn: Tensor
-    images: list[bytes]
+    images: list[Image]
 
 
 def encode(sample: Sample, tokenizer: Tokenizer, tokens_per_image: int) -> Encoded:
@@ -52,7 +52,17 @@ def text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
 
 def prompt_text_tokens(items: Sequence[Text | Image], tokenizer: Tokenizer) -> int:
     """The same of a prompt."""
-    return 1 + sum(tokenizer.count(tokenizer.spelling(item)) + item.end for item in items if isinstance(item, Text))
+    return 1 + sum(_spoken(item, tokenizer) for item in items if isinstance(item, Text))
+
+
+def picture_positions(views: Views, tokenizer: Tokenizer, tokens_per_image: int) -> int:
+    """Positions of one picture in all its views, their separators among them."""
+    shown = views.of(Image(b""))
+    return views.count * tokens_per_image + sum(_spoken(item, tokenizer) for item in shown if isinstance(item, Text))
+
+
+def _spoken(item: Text, tokenizer: Tokenizer) -> int:
+    return tokenizer.count(tokenizer.spelling(item)) + item.end
 
 
 def _closed(items: Sequence[Text | Image]) -> bool:
@@ -73,7 +83,7 @@ def _encode(items: Sequence[Text | Image], tokenizer: Tokenizer, tokens_per_imag
         last = items[-1] if items else None
         tokens.append(tokenizer.eos)
         learn.append(last.learn if isinstance(last, Text) else True)  # no end is learned after what is only read
-    images = [item.data for item in items if isinstance(item, Image)]
+    images = [item for item in items if isinstance(item, Image)]
     # numpy takes a list in a third of the time that torch does
     ids_T, learn_T = numpy.array(tokens, numpy.int64), numpy.frombuffer(learn, numpy.bool_)
     return Encoded(torch.from_numpy(ids_T), torch.from_numpy(learn_T), images)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import struct
+from functools import lru_cache
 from typing import Literal
 
 import numpy
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from mm1.batch import ImageSpec
 from mm1.errors import UserError
+from mm1.sample import Image, Part
 
 MAX_PIXELS = 64_000_000  # a bound before decoding: a file of some kB can claim gigabytes
 FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
@@ -34,13 +36,36 @@ class PictureError(UserError):
     """A picture that cannot be read. Its message is the reason alone, the same for all such pictures, to be counted."""
 
 
-def prepare(data: bytes, spec: ImageSpec) -> Tensor:
-    """A picture as uint8[3, S, S] with S = ``spec.size_px``.
+def prepare(picture: bytes | Image, spec: ImageSpec) -> Tensor:
+    """A picture, or the part of it that is seen, as uint8[3, S, S] with S = ``spec.size_px``.
 
     Raises:
         PictureError: The bytes are no picture that can be decoded.
     """
-    return square(decode(data), spec)
+    if isinstance(picture, bytes):
+        return square(decode(picture), spec)
+    if picture.part is None:
+        return square(decode(picture.data), spec)
+    whole = _laid_out(picture.data, picture.part.rows, picture.part.columns, spec)
+    return _channels_first(field(whole, picture.part))
+
+
+@lru_cache(maxsize=16)  # the fields of a picture are asked for one after the other
+def _laid_out(data: bytes, rows: int, columns: int, spec: ImageSpec) -> PIL.Image.Image:
+    return lay_out(decode(data), rows, columns, spec)
+
+
+def lay_out(picture: PIL.Image.Image, rows: int, columns: int, spec: ImageSpec) -> PIL.Image.Image:
+    """A picture at the size of ``rows`` x ``columns`` fields, enlarged if it is smaller, by ``spec.resize``."""
+    size = columns * spec.size_px, rows * spec.size_px
+    return _filled(scale(picture, size, spec.resize, spec.interpolation), size, spec)
+
+
+def field(whole: PIL.Image.Image, part: Part) -> PIL.Image.Image:
+    """One field of a picture that was laid out."""
+    width, height = whole.width // part.columns, whole.height // part.rows
+    left, top = part.column * width, part.row * height
+    return whole.crop((left, top, left + width, top + height))
 
 
 def room(images: int, size_px: int, memory: numpy.ndarray | None = None) -> numpy.ndarray:
@@ -72,11 +97,17 @@ def prepare_into(into_SSC: numpy.ndarray, data: bytes, spec: ImageSpec) -> None:
 
 def square(picture: PIL.Image.Image, spec: ImageSpec) -> Tensor:
     """A decoded picture as uint8[3, S, S]."""
-    picture = scale(picture, spec.size_px, spec.resize, spec.interpolation)
-    if picture.size != (spec.size_px, spec.size_px):
-        mean = tuple(round(255 * channel) for channel in spec.mean)
-        picture = PIL.ImageOps.pad(picture, (spec.size_px, spec.size_px), color=mean)
+    return _channels_first(lay_out(picture, 1, 1, spec))
+
+
+def _channels_first(picture: PIL.Image.Image) -> Tensor:
     return torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _filled(picture: PIL.Image.Image, size: tuple[int, int], spec: ImageSpec) -> PIL.Image.Image:
+    if picture.size == size:
+        return picture
+    return PIL.ImageOps.pad(picture, size, color=tuple(round(255 * channel) for channel in spec.mean))
 
 
 def decode(data: bytes) -> PIL.Image.Image:
@@ -106,29 +137,33 @@ def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 def scale(
     picture: PIL.Image.Image,
-    size_px: int,
+    size_px: int | tuple[int, int],
     resize: Literal["squash", "crop", "pad"],
     interpolation: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> PIL.Image.Image:
-    """The picture at the model's resolution: a square of side ``size_px``, for ``pad`` its long side that long.
+    """The picture at the model's resolution: a square, or of some width and height; for ``pad`` as large as fits in.
 
     A picture that has its size already comes back untouched, so that shards stored at model resolution cost no resize.
 
     Raises:
         PictureError: ``crop`` would make more than ``MAX_PIXELS`` of it.
     """
+    across, down = size_px if isinstance(size_px, tuple) else (size_px, size_px)
     width, height = picture.size
     if resize == "squash":
-        return _resized(picture, size_px, size_px, interpolation)
+        return _resized(picture, across, down, interpolation)
     if resize == "pad":
-        ratio = size_px / max(width, height)
+        ratio = min(across / width, down / height)
         return _resized(picture, max(1, round(width * ratio)), max(1, round(height * ratio)), interpolation)
-    short = min(width, height)
-    if size_px * size_px * max(width, height) / short > MAX_PIXELS:
+    if across * height >= down * width:  # too tall
+        covering = across, int(across * height / width)
+    else:
+        covering = int(down * width / height), down
+    if covering[0] * covering[1] > MAX_PIXELS:
         raise PictureError("picture too long and thin")
-    picture = _resized(picture, int(size_px * width / short), int(size_px * height / short), interpolation)
-    left, top = round((picture.width - size_px) / 2), round((picture.height - size_px) / 2)
-    return picture.crop((left, top, left + size_px, top + size_px)) if picture.size != (size_px, size_px) else picture
+    picture = _resized(picture, *covering, interpolation)
+    left, top = round((picture.width - across) / 2), round((picture.height - down) / 2)
+    return picture.crop((left, top, left + across, top + down)) if picture.size != (across, down) else picture
 
 
 def _resized(picture: PIL.Image.Image, width: int, height: int, interpolation: str) -> PIL.Image.Image:

@@ -83,8 +83,8 @@ class Reader:
             return lost, read
         name, document = read
         try:
-            for number, (data, into_SSC) in enumerate(zip(document.images, into_ISSC, strict=True)):
-                self._picture(into_SSC, data, piece, number)
+            for number, (image, into_SSC) in enumerate(zip(document.images, into_ISSC, strict=True)):
+                self._picture(into_SSC, image.data, piece, number)
         except PictureError as error:
             return lost, str(error)
         return (piece.source, name, document), ""

@@ -32,7 +32,7 @@ from mm1.infer.slots import Slots
 from mm1.infer.visits import Visits, watched
 from mm1.model.mm1 import MM1
 from mm1.model.rope import DynamicRope
-from mm1.sample import Image, Text
+from mm1.sample import Image, Text, expand
 
 Prompt = Sequence[Text | Image]
 Thing = TypeVar("Thing")
@@ -138,19 +138,21 @@ class Engine:
         Raises:
             UserError: The prompt and ``new`` tokens would not fit ``max_positions``.
         """
-        pictures = sum(isinstance(item, Image) for item in items)
-        in_pictures = pictures * self.tokens_per_image
-        length = in_pictures + prompt_text_tokens(items, self.tokenizer)
+        shown = expand(items, self.model.views)
+        pictures, views = (sum(isinstance(item, Image) for item in some) for some in (items, shown))
+        in_pictures = views * self.tokens_per_image
+        length = in_pictures + prompt_text_tokens(shown, self.tokenizer)
         if length + new > self.max_positions:
+            what = f"{pictures} pictures" + f" in {views} views" * (views != pictures)
             raise UserError(
-                f"a prompt of {length} positions ({pictures} pictures x {self.tokens_per_image} = {in_pictures}, text "
+                f"a prompt of {length} positions ({what} x {self.tokens_per_image} = {in_pictures}, text "
                 f"{length - in_pictures}) and {new} new tokens make {length + new}; expected at most "
                 f"{self.max_positions}: ask with fewer shots or raise max_positions"
             )
 
     def _encode(self, items: Prompt, new: int) -> Encoded:
         self.check(items, new)
-        return prompt(items, self.tokenizer, self.tokens_per_image)
+        return prompt(expand(items, self.model.views), self.tokenizer, self.tokens_per_image)
 
     @torch.inference_mode()
     def _answers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from mm1.batch import IMAGE
 from mm1.data.encode import Encoded
 from mm1.data.image import prepare
 from mm1.model.mm1 import MM1
+from mm1.sample import Image
 
 ENCODED_AT_ONCE = 64  # pictures; bounds the encoder's memory, not what is remembered
 AHEAD = 1024  # pictures prepared before they are asked for, at most
@@ -27,12 +27,12 @@ class Asked:
 
     Args:
         tokens_T: int64[T], IMAGE where a picture's token goes.
-        pictures: Their files in the order of their places.
+        pictures: They in the order of their places, each view one of them.
         names: What tells a picture's content from others', likewise.
     """
 
     tokens_T: Tensor
-    pictures: list[bytes]
+    pictures: list[Image]
     names: list[bytes]
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class Asked:
     @staticmethod
     def of(encoded: Encoded) -> Asked:
         """The same with names of pictures."""
-        return Asked(encoded.tokens, encoded.images, [hashlib.sha256(data).digest() for data in encoded.images])
+        return Asked(encoded.tokens, encoded.images, [image.key for image in encoded.images])
 
     def part(self, first: int, last: int, tokens_per_image: int) -> Asked:
         """Positions ``first`` to ``last``, which cut no picture in two."""
@@ -71,11 +71,11 @@ class Features:
     def expect(self, prompts: Iterable[Asked]) -> None:
         """Have the pictures of prompts prepared, of the first first, while something else is done."""
         for asked in prompts:
-            for name, data in zip(asked.names, asked.pictures, strict=True):
+            for name, picture in zip(asked.names, asked.pictures, strict=True):
                 if len(self._prepared) >= AHEAD:
                     return
                 if name not in self._seen:
-                    self._prepare(name, data)
+                    self._prepare(name, picture)
 
     def of(self, prompts: Sequence[Asked]) -> Tensor:
         """Features [I, N, D] of all pictures of prompts in the order of their places."""
@@ -89,10 +89,10 @@ class Features:
     def load(self, prompts: Sequence[Asked]) -> None:
         """Encode what is new of the pictures of prompts, all of them in as few batches as can be."""
         pairs = [pair for asked in prompts for pair in zip(asked.names, asked.pictures, strict=True)]
-        new = {name: data for name, data in pairs if name not in self._seen}
+        new = {name: picture for name, picture in pairs if name not in self._seen}
         names = list(new)
-        for name, data in new.items():
-            self._prepare(name, data)
+        for name, picture in new.items():
+            self._prepare(name, picture)
         for start in range(0, len(names), ENCODED_AT_ONCE):
             self._encode(names[start : start + ENCODED_AT_ONCE])
         for name, _ in pairs:
@@ -104,10 +104,10 @@ class Features:
         while len(self._seen) * each > self._limit_bytes:
             self._seen.popitem(last=False)
 
-    def _prepare(self, name: bytes, data: bytes) -> None:
+    def _prepare(self, name: bytes, picture: Image) -> None:
         if name not in self._prepared:
             self._threads = self._threads or ThreadPoolExecutor(min(32, os.cpu_count() or 1), "pictures")
-            self._prepared[name] = self._threads.submit(prepare, data, self._model.image_spec)
+            self._prepared[name] = self._threads.submit(prepare, picture, self._model.image_spec)
 
     def _encode(self, names: list[bytes]) -> None:
         images_ICHW = torch.stack([self._prepared.pop(name).result() for name in names])

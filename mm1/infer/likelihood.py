@@ -19,6 +19,7 @@ from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.infer.engine import Features
 from mm1.model.mm1 import MM1
+from mm1.sample import Image
 
 LOGITS_AT_ONCE = 2048  # rows of the vocabulary's width
 
@@ -30,12 +31,12 @@ class Reading:
     Args:
         tokens: Ids from the begin token on, ``IMAGE`` where a picture's token goes.
         scored: How many of the last tokens count; at most all but the first.
-        images: The pictures' files in the order of their places.
+        images: The pictures in the order of their places, each view one of them.
     """
 
     tokens: Sequence[int]
     scored: int
-    images: Sequence[bytes] = ()
+    images: Sequence[Image] = ()
 
 
 @dataclass(frozen=True, slots=True)

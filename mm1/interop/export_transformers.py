@@ -17,6 +17,7 @@ import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from mm1.data.tokenizer import PICTURE, Tokenizer
+from mm1.errors import UserError
 from mm1.interop.fast_tokenizer import added_token, tokenizer_json
 from mm1.interop.hf_processing import chat_template
 from mm1.interop.transformers_mm1 import MM1Config, MM1ImageProcessor, MM1Processor
@@ -32,8 +33,13 @@ def write_transformers(found: Stored, model: MM1, folder: Path) -> None:
     """Write the files of a stored model, ``model`` when it is built, into an existing folder.
 
     Raises:
-        UserError: Its vocabulary has no place in ``tokenizer.json``.
+        UserError: Its vocabulary has no place in ``tokenizer.json``, or it takes pictures in several views.
     """
+    if model.views.count > 1:
+        raise UserError(
+            f"{found.origin} takes a picture in {model.views}, which the processor for transformers does not know; "
+            f"expected one view: export without --to transformers, and open the folder with mm1.load"
+        )
     tokenizer = Tokenizer.from_bytes(found.tokenizer)
     image = tokenizer.vocabulary if tokenizer.image is None else tokenizer.image
     _write_processor(folder, model, tokenizer, image)

@@ -19,6 +19,7 @@ from mm1.model.loss import LossSums, Score, cross_entropy_sum, loss_sums
 from mm1.model.moe.routing import Places
 from mm1.model.splice import check, splice
 from mm1.model.vision import VisionEncoder
+from mm1.sample import WHOLE, Views
 
 
 class MM1(nn.Module):
@@ -28,15 +29,22 @@ class MM1(nn.Module):
         vision: Image encoder.
         connector: Makes the connector of (encoder width, decoder width, patches a side).
         decoder: Language model.
+        views: In which views a picture is shown (MM1, section 5); whole, if not given. No weight depends on it.
     """
 
     mean_C11: Tensor
     std_C11: Tensor
 
     def __init__(
-        self, vision: VisionEncoder, connector: Callable[[int, int, int], Connector], decoder: Decoder
+        self,
+        vision: VisionEncoder,
+        connector: Callable[[int, int, int], Connector],
+        decoder: Decoder,
+        *,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
+        self.views = views or WHOLE
         self.vision = vision
         self.connector = connector(vision.width, decoder.width, vision.grid)
         self.decoder = decoder
@@ -103,10 +111,9 @@ class MM1(nn.Module):
     @property
     def image_spec(self) -> ImageSpec:
         """How pictures are prepared for this model."""
-        vision = self.vision
-        return ImageSpec(
-            vision.image_px, self.connector.tokens, vision.mean, vision.std, vision.resize, vision.interpolation
-        )
+        vision, tokens = self.vision, self.connector.tokens
+        looks = vision.mean, vision.std, vision.resize, vision.interpolation
+        return ImageSpec(vision.image_px, tokens, *looks, views=self.views)
 
     @property
     def image_dtype(self) -> torch.dtype:

@@ -24,15 +24,15 @@ class HeldOutLoss:
 
     @torch.no_grad()
     def add(self, model: MM1, batch: Batch) -> None:
-        """Score one batch, and again with its pictures rolled by one where it has at least two."""
+        """Score one batch, and again with its pictures, all their views, rolled by one where it has at least two."""
         self.sources = batch.sources
         sighted = model.losses(batch)
         self._sum("loss_S", sighted.cross_entropy_S)
         self._sum("targets_S", sighted.targets_S)
-        pictures = len(batch.images_ICHW)
-        if pictures > 1 or model.in_step:
-            blind = model.losses(batch.with_images(batch.images_ICHW.roll(1, dims=0)))
-        if pictures > 1:
+        images, views = len(batch.images_ICHW), model.views.count
+        if images > views or model.in_step:
+            blind = model.losses(batch.with_images(batch.images_ICHW.roll(views, dims=0)))
+        if images > views:
             self._sum("gap_S", blind.cross_entropy_S - sighted.cross_entropy_S)
             self._sum("gap_targets_S", sighted.targets_S)
 

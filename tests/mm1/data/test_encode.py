@@ -25,7 +25,7 @@ def test_the_drawing() -> None:
     text = [*ids("a b"), *ids("c"), TOKENIZER.eos]
     assert encoded.tokens.tolist() == [TOKENIZER.bos, IMAGE, IMAGE, *text]
     assert encoded.learn.tolist() == [False] * 3 + [True] * len(text)
-    assert encoded.images == [b"picture"]
+    assert encoded.images == [PICTURE]
 
 
 def test_a_document_is_closed_once() -> None:
@@ -53,7 +53,7 @@ def test_a_prompt_is_the_same_without_the_end() -> None:
     whole, asked = encode(sample(*items), TOKENIZER, 3), prompt(items, TOKENIZER, 3)
     assert asked.tokens.tolist() == whole.tokens.tolist()[:-1]
     assert asked.learn.tolist() == whole.learn.tolist()[:-1]
-    assert asked.images == whole.images == [b"picture"] * 2
+    assert asked.images == whole.images == [PICTURE] * 2
     assert prompt((), TOKENIZER, 3).tokens.tolist() == [TOKENIZER.bos]
 
 

@@ -53,7 +53,7 @@ def test_each_reading_gets_what_the_model_says_of_it_alone(model: MM1, tokenizer
     readings = [
         Reading([1, 17, 60, 21, 33], 2),
         Reading([1, 5], 1),
-        Reading([1, *places, 40, 41, *places, 9, 8, 7], 3, [png(10), png(200)]),
+        Reading([1, *places, 40, 41, *places, 9, 8, 7], 3, [Image(png(10)), Image(png(200))]),
         Reading([1, 9, 9, 9, 9, 9, 9, 9, 9], 8),
         Reading([1, 12, 13], 0),
     ]
@@ -77,7 +77,7 @@ def test_a_choice_scores_as_the_engine_scores_it(model: MM1, tokenizer: Tokenize
     prompt, said = [Image(png(3)), Text("what colour?")], "red square"
     ids = tokenizer.encode(said)
     tokens = [tokenizer.bos, *[IMAGE] * model.connector.tokens, *tokenizer.encode("what colour?"), *ids]
-    [found] = likelihoods(model, tokenizer, [Reading(tokens, len(ids), [png(3)])])
+    [found] = likelihoods(model, tokenizer, [Reading(tokens, len(ids), [Image(png(3))])])
     assert found.nats == pytest.approx(Engine(model, tokenizer).score([prompt], [said])[0], abs=2e-4)
 
 
