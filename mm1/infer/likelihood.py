@@ -17,7 +17,7 @@ from torch import Tensor
 from mm1.data.encode import Encoded
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
-from mm1.infer.engine import Features
+from mm1.infer.features import Asked, Features
 from mm1.model.mm1 import MM1
 from mm1.sample import Image
 
@@ -133,7 +133,7 @@ def _read(model: MM1, tokenizer: Tokenizer, features: Features, readings: list[R
         segments_BT[row, :length] = 1
         scored_BT[row, length - reading.scored : length] = True
     positions_BT = (torch.arange(longest) * segments_BT).to(device)
-    pictures = [Encoded(tokens_BT[0], scored_BT[0], list(reading.images)) for reading in readings]
+    pictures = [Asked.of(Encoded(tokens_BT[0], scored_BT[0], list(reading.images))) for reading in readings]
     x_BTD = model.embed(tokens_BT.to(device), features.of(pictures))
     hidden_BTD = model.decoder(x_BTD, segments_BT.to(device), positions_BT).hidden_BTD
     hidden_ND = hidden_BTD[:, :-1][scored_BT[:, 1:].to(device)]  # each position says the token after it
