@@ -8,7 +8,8 @@
       bad_steps/               batches of steps whose loss was no number or leapt, without their pictures
       heartbeats/              where each rank is, and rank-*.stack of those that hung
       checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one;
-                               step-00001000.ckpt where older ones are kept
+                               step-00001000.ckpt where older ones are kept; sharded ones are folders of that name,
+                               and the other two links to them
       eval/<name>/answers.jsonl, scores.json
 
 ``run.json`` also carries what studies compare runs by; a study leaves out what an older run does not say:

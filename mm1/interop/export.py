@@ -28,8 +28,9 @@ def export(checkpoint: str | Path, folder: str | Path, to: Literal["own", "trans
         return export_decoder(checkpoint, folder)
     with new_folder(folder) as temporary:
         whole = read_whole(checkpoint)
-        found, model = whole.found, whole.found.model()
+        found, model = whole.found, whole.empty
         if to == "transformers":
+            model = found.model()
             from mm1.interop import transformers_mm1  # noqa: F401, says so where transformers is missing
             from mm1.interop.export_transformers import write_transformers
 

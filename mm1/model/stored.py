@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from torch import Tensor
 from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
+from mm1.model.pieces import AtRest, InPieces, Pieces, is_sharded
 
 FORMAT = 1  # of exported folders
-CHECKPOINT_FORMAT = 2  # of training checkpoints
+CHECKPOINT_FORMAT = 3  # of training checkpoints
 PREFIX = "model."  # of the weights in a Lightning module that holds the model
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, ORIGIN = "model.yaml", "origin.json"
@@ -38,14 +40,15 @@ class Stored:
     Args:
         config: YAML of the class-path tree that builds it.
         tokenizer: Bytes of the tokenizer it was trained with.
-        weights: Every parameter and buffer by name, in mapped files: they cost memory where they are touched.
+        weights: Every parameter and buffer by name, in mapped files: they cost memory where they are touched, or
+            (:class:`mm1.model.pieces.InPieces`) when they are asked for.
         origin: Where it was read, for errors.
         origin_json: Where its parts came from (:mod:`mm1.interop.origin`), None if they are our own.
     """
 
     config: str
     tokenizer: bytes
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     origin: str
     origin_json: str | None = None
 
@@ -78,12 +81,14 @@ class Stored:
 
 
 def read(path: str | Path) -> Stored:
-    """Read a checkpoint (a file) or an exported folder.
+    """Read a checkpoint (a file or, sharded, a folder) or an exported folder.
 
     Raises:
         UserError: Nothing there, something else, or a format that this version does not read.
     """
     path = Path(path)
+    if is_sharded(path):
+        return _stored(Pieces(path).checkpoint(read=False), path)
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
@@ -91,7 +96,7 @@ def read(path: str | Path) -> Stored:
     return _read_checkpoint(path)
 
 
-def fill(model: MM1, weights: dict[str, Tensor], origin: str) -> None:
+def fill(model: MM1, weights: Mapping[str, Tensor], origin: str) -> None:
     """Put ``weights`` into a model built on the meta device; every tensor must find its place, and every place one.
 
     Raises:
@@ -101,12 +106,13 @@ def fill(model: MM1, weights: dict[str, Tensor], origin: str) -> None:
     model.load_state_dict(weights, assign=True)
 
 
-def check_fits(weights: dict[str, Tensor], places: dict[str, Tensor], complaint: str) -> None:
+def check_fits(weights: Mapping[str, Any], places: Mapping[str, Tensor], complaint: str) -> None:
     """Compare names and shapes.
 
     Raises:
         UserError: ``complaint``, and how many are missing, left over and misshaped, the first of each by name.
     """
+    weights = weights.at_rest if isinstance(weights, InPieces) else weights
     misshaped = [
         f"{name} is {tuple(weights[name].shape)} where the model has {tuple(place.shape)}"
         for name, place in places.items()
@@ -143,11 +149,14 @@ def check_vocabulary(tokens: int, rows: int, origin: str) -> None:
 def upgrade(checkpoint: dict[str, Any]) -> None:
     """Bring a training checkpoint of an older format, in place, to this version's; a newer one stays as it is.
 
-    Format 1 has no ``chance``, the random state of every rank: such a run goes on with numbers drawn anew.
+    Format 1 has no ``chance``, the random state of every rank: such a run goes on with numbers drawn anew. Up to
+    format 2 checkpoints are files; from 3 on one may be a folder.
     """
     about = checkpoint["mm1"]
     if about["format"] == 1:
         about |= {"format": 2, "chance": []}
+    if about["format"] == 2:
+        about |= {"format": 3}
 
 
 def _read_checkpoint(path: Path) -> Stored:
@@ -160,17 +169,23 @@ def _read_checkpoint(path: Path) -> Stored:
         raise UserError(
             f"{path} is not readable as a checkpoint ({reason:.120}); expected a *.ckpt of mm1-train"
         ) from None
+    return _stored(found, path)
+
+
+def _stored(found: Any, path: Path) -> Stored:
     about = found.get("mm1") if isinstance(found, dict) else None
     if not isinstance(about, dict) or not isinstance(found.get("state_dict"), dict):
         raise UserError(f"{path} holds no section named mm1; expected a checkpoint written by mm1-train")
     _check_format(about.get("format"), path, range(1, CHECKPOINT_FORMAT + 1))
     if not isinstance(about.get("model"), str) or not isinstance(about.get("tokenizer"), bytes):
         raise UserError(f"{path} does not hold its model's YAML and tokenizer; expected a *.ckpt of mm1-train")
-    weights = {
+    weights: Mapping[str, Any] = {
         name.removeprefix(PREFIX): value
         for name, value in found["state_dict"].items()
-        if name.startswith(PREFIX) and isinstance(value, Tensor)
+        if name.startswith(PREFIX) and isinstance(value, Tensor | AtRest)
     }
+    if any(isinstance(value, AtRest) for value in weights.values()):
+        weights = InPieces(weights)
     origin = about.get("origin")
     return Stored(about["model"], about["tokenizer"], weights, str(path), origin if isinstance(origin, str) else None)
 

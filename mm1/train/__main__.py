@@ -7,6 +7,7 @@ weights only and starts a new schedule; ``--print_config`` prints everything tha
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from typing import Any, Literal
@@ -26,13 +27,14 @@ from mm1.runs import Run
 from mm1.train.bad_steps import BadSteps, Policy
 from mm1.train.callbacks import Progress, WatchSight
 from mm1.train.chance import Chance
-from mm1.train.checkpoints import Describe, SaveLast
+from mm1.train.checkpoints import Describe, Layout, SaveLast
 from mm1.train.datamodule import MM1Data
 from mm1.train.memory import out_of_memory
 from mm1.train.metrics import Metrics, RunFolder
 from mm1.train.module import Objective
 from mm1.train.preemption import Preemption
 from mm1.train.routing_watch import WatchRouting
+from mm1.train.strategy import BothLayouts, Sharded
 from mm1.train.supply import EndOfData, Quarantine, TellPacking
 from mm1.train.watchdog import Watchdog
 
@@ -91,6 +93,9 @@ class Door(LightningCLI):
         parser.add_argument(
             "--keep_every_n_steps", type=int, default=0, help="Keep checkpoints of every so many steps for ever."
         )
+        parser.add_argument(
+            "--checkpoints", type=Layout, default="auto", help="One file, or a folder that ranks write meanwhile."
+        )
         parser.add_argument("--bad_steps", type=Policy, default="stop", help="Losses that are no number.")
         parser.add_argument("--spike_nats", type=float | None, default=None, help="So far above usual is bad as well.")
         parser.add_argument("--most_bad_steps", type=int, default=10, help="After so many of them training stops.")
@@ -148,13 +153,16 @@ class Door(LightningCLI):
         end = [Describe(model), Chance(), save, Preemption(save)]
         callbacks = [folder, metrics, *supply, Progress(), *watch, *given, *end]
         try:
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise UserError(f"Lightning refuses the settings under trainer: {error}") from None
+        if not isinstance(trainer.strategy, Sharded):  # which reads for itself
+            trainer.strategy.checkpoint_io = BothLayouts()
+        return trainer
 
     def fit(self, **arguments: Any) -> None:
         """Train, from the last checkpoint if there is one."""
-        if self.run_folder.last.exists() and not self.anew:
+        if os.path.lexists(self.run_folder.last) and not self.anew:
             read(self.run_folder.last)  # says in a sentence what Lightning would answer with a stack trace
             self.trainer.ckpt_path = self.run_folder.last
             print(f"going on with {self.run_folder.last}", file=sys.stderr)
@@ -176,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _save_last(config: Any) -> SaveLast:
-    return SaveLast(config.save_every_n_steps, config.keep_last, config.keep_every_n_steps)
+    return SaveLast(config.save_every_n_steps, config.keep_last, config.keep_every_n_steps, config.checkpoints)
 
 
 def _image_spec(model: Any) -> Any:

@@ -22,6 +22,7 @@ from mm1.batch import Batch
 from mm1.errors import UserError, at_least
 from mm1.runs import Run
 from mm1.train.callbacks import AfterSteps
+from mm1.train.checkpoints import settle
 from mm1.train.module import Objective
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ def roll_back(trainer: lightning.Trainer) -> None:
     Raises:
         UserError: There is no checkpoint yet.
     """
+    settle(trainer)
     path = Run(trainer.default_root_dir).last
     if not path.exists():
         raise UserError(

@@ -1,5 +1,8 @@
 """Checkpoints: when they are written, and what makes them readable without Lightning (:mod:`mm1.model.stored`).
 
+They are one file, which the first rank writes while training waits, or a folder, which all ranks write while it goes
+on (:mod:`mm1.train.background`).
+
 A step ends with its metrics, its validation and its benchmarks; a checkpoint of step n is written after all of these,
 when the first batch of step n + 1 is already there. So a killed run that goes on from it neither repeats nor lacks a
 line of metrics.
@@ -22,8 +25,14 @@ from mm1.batch import Batch
 from mm1.errors import UserError, at_least
 from mm1.model.stored import CHECKPOINT_FORMAT
 from mm1.runs import Run
+from mm1.train.background import Background, unwritten
+from mm1.train.shard_writer import sync, take_away
+from mm1.train.strategy import Sharded
 
 log = logging.getLogger(__name__)
+
+Layout = Literal["auto", "whole", "sharded"]
+BIG_PARAMETERS = 300_000_000  # from where on a whole checkpoint of fp32 stops training for longer than a few seconds
 
 
 class BetweenSteps(Callback):
@@ -60,12 +69,17 @@ class SaveLast(BetweenSteps):
         every_n_steps: How often.
         keep_last: How many of the newest to keep; 1 keeps ``last.ckpt`` alone.
         keep_every_n_steps: Keep those of every so many steps for ever, a multiple of ``every_n_steps``; 0 keeps none.
+        layout: ``whole``: one file. ``sharded``: a folder, and ``last.ckpt`` is a link to it. ``auto``: sharded where
+            ranks share the model (:class:`mm1.train.strategy.Sharded`) or it is so big that training would wait for
+            long, a file otherwise.
 
     Raises:
         UserError: A number that is too small, or no multiple.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep_last: int = 1, keep_every_n_steps: int = 0) -> None:
+    def __init__(
+        self, every_n_steps: int = 500, keep_last: int = 1, keep_every_n_steps: int = 0, layout: Layout = "auto"
+    ) -> None:
         super().__init__()
         at_least(1, {"save_every_n_steps": every_n_steps, "keep_last": keep_last})
         at_least(0, {"keep_every_n_steps": keep_every_n_steps})
@@ -75,26 +89,66 @@ class SaveLast(BetweenSteps):
                 f"{every_n_steps}"
             )
         self.saved_step: int | None = None
+        self.layout, self.prepared = layout, False
+        self.background: Background | None = None
         self.every_n_steps, self.keep_last, self.keep_every_n_steps = every_n_steps, keep_last, keep_every_n_steps
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin what writes beside training, where checkpoints are sharded."""
+        super().on_train_start(trainer, pl_module)
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        big = isinstance(trainer.strategy, Sharded) or parameters >= BIG_PARAMETERS
+        if self.layout == "sharded" or (self.layout == "auto" and big):
+            self.background = Background(trainer, lambda step: self._prune(Run(trainer.default_root_dir), step))
 
     def between(self, trainer: lightning.Trainer, step: int, last: bool) -> None:
         """Save when it is time."""
+        if self.background is not None:
+            self.background.poll()
+            if not self.prepared:
+                self.background.prepare()
+                self.prepared = True
         if last or step % self.every_n_steps == 0:
             self.save(trainer, step)
+        if last:
+            self.wait()
 
     def save(self, trainer: lightning.Trainer, step: int) -> None:
         """Save now; what is no longer to be kept goes when the new one is whole."""
         run = Run(trainer.default_root_dir)
         save(trainer, run.last)
         self.saved_step = step
-        if not trainer.is_global_zero:
+        if self.background is not None or not trainer.is_global_zero:
             return
         if self.keep_last > 1 or self._for_ever(step):
             _name_too(run.last, run.kept(step))
+        self._prune(run, step)
+
+    def wait(self) -> None:
+        """Until the checkpoint that was begun last is whole.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        if self.background is not None:
+            self.background.wait()
+
+    def _prune(self, run: Run, step: int) -> None:
         earlier = {found: path for found, path in run.all_kept().items() if found <= step and not self._for_ever(found)}
         newest = self.keep_last if self.keep_last > 1 else 0
+        in_use = {name.resolve() for name in (run.last, run.best)}
         for found in sorted(earlier)[: max(0, len(earlier) - newest)]:
-            earlier[found].unlink()
+            if earlier[found].resolve() not in in_use:
+                take_away(earlier[found])
+
+    def on_exception(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """What was begun is finished, whatever ends training."""
+        if self.background is not None:
+            self.background.close()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Likewise."""
+        self.on_exception(trainer)
 
     def _for_ever(self, step: int) -> bool:
         return self.keep_every_n_steps > 0 and step % self.keep_every_n_steps == 0
@@ -175,19 +229,33 @@ class Describe(Callback):
 def save(trainer: lightning.Trainer, path: Path) -> None:
     """Write a checkpoint beside ``path``, then rename it, so that a kill leaves the old one or the new one.
 
-    All ranks call this.
+    All ranks call this. A sharded one is written meanwhile, and found to be impossible later.
 
     Raises:
         UserError: It cannot be written, such as on a disk that is full; the old one is as it was.
     """
+    if (background := _background(trainer)) is not None:
+        background.save(path)
+        return
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     fault = _write(checkpoint, path) if trainer.is_global_zero else None
     fault = trainer.strategy.broadcast(fault)  # so that none waits for a rank that has stopped
     if fault is not None:
-        raise UserError(
-            f"{path} cannot be written after step {checkpoint['global_step']} ({fault}); expected room and the right "
-            f"to write; the checkpoint before is whole, and the same command goes on from it"
-        )
+        raise UserError(unwritten(path, checkpoint["global_step"], fault))
+
+
+def settle(trainer: lightning.Trainer) -> None:
+    """Wait until the checkpoint that was begun last is whole, on all ranks, which all call this.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    if (background := _background(trainer)) is not None:
+        background.wait()
+
+
+def _background(trainer: lightning.Trainer) -> Background | None:
+    return next((saving.background for saving in trainer.callbacks if isinstance(saving, SaveLast)), None)  # type: ignore[attr-defined]
 
 
 def _write(checkpoint: dict[str, Any], path: Path) -> str | None:
@@ -199,7 +267,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> str | None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of some faults of the file
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -213,17 +281,10 @@ def _name_too(path: Path, name: Path) -> None:
     """A second name for a file, or a copy where the file system has no second names."""
     temporary = name.with_name(name.name + ".tmp")
     temporary.unlink(missing_ok=True)
+    if name.is_dir():  # sharded, of an earlier life
+        take_away(name)
     try:
         os.link(path, temporary)
     except OSError:
         shutil.copyfile(path, temporary)
     os.replace(temporary, name)
-
-
-def _sync(folder: Path) -> None:
-    """Let the names in a folder reach the disk."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -18,6 +18,7 @@ from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
+from mm1.model.pieces import take_over
 from mm1.model.stored import check_fits, read, upgrade
 from mm1.train.adafactor import Adafactor
 from mm1.train.held_out import HeldOutLoss
@@ -108,7 +109,7 @@ class Objective(lightning.LightningModule):
                 f"{path} was trained with another tokenizer than {self.trainer.datamodule.recipe.corpus} was written "  # type: ignore[attr-defined]
                 f"with, its ids would mean other words; write the shards of data.corpus with the checkpoint's tokenizer"
             )
-        self.model.load_state_dict(found.weights)
+        take_over(self.model, found.weights)
         self.origin_json = found.origin_json
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

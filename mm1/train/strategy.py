@@ -2,7 +2,8 @@
 
 ``trainer.strategy: {class_path: mm1.train.strategy.Sharded, init_args: {experts: 2}}``. Lightning 2.6 knows two axes
 and no experts, adds up gradients after every micro-batch, and writes folders that nothing else reads; here checkpoints
-are the single file of docs/house.md with whole tensors, so that they load on any number of ranks, spread in any way.
+are those of docs/house.md, a file with whole tensors or a folder with every rank's part of them, and load on any number
+of ranks, spread in any way.
 
 With ``trainer.precision: bf16-mixed`` FSDP2 gathers in bf16, half as many bytes, and adds up gradients in fp32; weights
 at rest and the optimizer's states stay fp32, and routers are left alone.
@@ -13,9 +14,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -25,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from mm1.errors import at_least
 from mm1.model.mm1 import MM1
+from mm1.model.pieces import AtRest, Pieces, fill, is_sharded
 from mm1.train.parallel import ARGS, Way, meshes, placed, shard, sum_gradients
 
 # of whole tensors from ranks that have a part of a part, one message after the other; there is no other way
@@ -72,6 +76,7 @@ class Sharded(ModelParallelStrategy):
         )
         at_least(1, {f"{ARGS}.{name}": size for name, size in sizes.items()})
         self.sizes, self.exchange = sizes, exchange
+        self.parts = False
 
     def setup_environment(self) -> None:
         """Join the other ranks and agree on the meshes.
@@ -123,7 +128,7 @@ class Sharded(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole tensors on the first rank, nothing on the others; all ranks call this."""
+        """Whole tensors on the first rank, nothing on the others; all ranks call this (but see :meth:`in_parts`)."""
         assert self.lightning_module is not None
         return self._whole(self.lightning_module.state_dict())
 
@@ -133,7 +138,19 @@ class Sharded(ModelParallelStrategy):
             (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
         )
 
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        """Within it states are those of this rank, tensors sharded as they are."""
+        self.parts = True
+        try:
+            yield
+        finally:
+            self.parts = False
+
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+        if self.parts:
+            return state
+
         def gathered(part: DTensor) -> Tensor:
             tensor = part.full_tensor()  # one at a time; the others forget it at once
             return tensor.cpu() if self.is_global_zero else torch.empty(0)
@@ -142,26 +159,52 @@ class Sharded(ModelParallelStrategy):
         return state if self.is_global_zero else {}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Map the file, so that a rank reads of it what it keeps."""
+        """Map the file, so that a rank reads of it what it keeps; of a folder only what is no tensor."""
+        if is_sharded(Path(checkpoint_path)):
+            return Pieces(checkpoint_path).checkpoint(read=False)
         return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each rank takes its part (:func:`mm1.train.parallel.shard` sees to that)."""
         assert self.lightning_module is not None
-        self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        found = checkpoint["state_dict"]
+        if any(isinstance(tensor, AtRest) for tensor in found.values()):  # and fits
+            fill([(found[name], tensor) for name, tensor in self.lightning_module.state_dict().items()])
+        else:
+            self.lightning_module.load_state_dict(found, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Each rank takes its part of the moments, which are as large as their parameters."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             ids = [index for group in saved["param_groups"] for index in group["params"]]
             ours = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            pairs: list[tuple[AtRest, Tensor]] = []
             state = {
-                index: {
-                    name: placed(value, parameter)
-                    if isinstance(value, Tensor) and value.shape == parameter.shape
-                    else value
-                    for name, value in saved["state"].get(index, {}).items()
-                }
+                index: {name: _part(value, parameter, pairs) for name, value in saved["state"].get(index, {}).items()}
                 for index, parameter in zip(ids, ours, strict=True)
             }
+            fill(pairs)
             optimizer.load_state_dict({**saved, "state": state})
+
+
+def _part(value: Any, parameter: Tensor, pairs: list[tuple[AtRest, Tensor]]) -> Any:
+    """This rank's part of what an optimizer keeps of a parameter; what is yet to be read into it is noted down."""
+    like = isinstance(value, Tensor | AtRest) and value.shape == parameter.shape
+    if isinstance(value, AtRest) and like:
+        pairs.append((value, torch.empty_like(parameter.detach(), dtype=value.dtype)))
+        return pairs[-1][1]
+    if isinstance(value, AtRest):
+        return value.read().clone()
+    return placed(value, parameter) if like else value
+
+
+class BothLayouts(TorchCheckpointIO):
+    """How the other strategies read a checkpoint: a file as ever, or a folder, put together."""
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """All of it, on the CPU."""
+        if is_sharded(Path(path)):
+            return Pieces(path).checkpoint(read=True)
+        return super().load_checkpoint(path, map_location, weights_only)

@@ -15,7 +15,7 @@ from mm1.errors import UserError
 from mm1.runs import Run
 from mm1.train.chance import begin, restore, state
 from tests.conftest import fit, run_config
-from tests.end_to_end.test_resume import assert_same, killed, weights
+from tests.end_to_end.test_resume import assert_same, checkpoint_of, killed, weights
 from tests.mm1.train.test_strategy import StopAfterThree, fit_on
 
 CPU = torch.device("cpu")
@@ -73,42 +73,51 @@ def test_ranks_draw_their_own_noise_and_go_on_with_it(corpus: Path, tmp_path: Pa
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(parts).items())
 
 
-def test_checkpoints_of_the_older_format_are_read_and_gone_on_with(corpus: Path, tmp_path: Path) -> None:
-    """Format 1 had no random state; a run without noise goes on from it bit for bit."""
+@pytest.mark.parametrize(("format", "then"), [(1, "whole"), (2, "sharded")])
+def test_checkpoints_of_older_formats_are_read_and_gone_on_with(
+    corpus: Path, tmp_path: Path, format: int, then: str
+) -> None:
+    """Format 1 had no random state; a run without noise goes on from it bit for bit. Both were files."""
     config = run_config(corpus, max_steps=6)
     whole = fit(tmp_path / "whole", config)
     older = Run(tmp_path / "older")
     config["trainer"]["callbacks"] = [{"class_path": "tests.mm1.train.test_strategy.StopAfterThree"}]
     fit(older.folder, config)
     checkpoint = torch.load(older.last, weights_only=True)
-    assert checkpoint["mm1"]["format"] == 2
-    del checkpoint["mm1"]["chance"]
-    checkpoint["mm1"]["format"] = 1
+    assert checkpoint["mm1"]["format"] == 3
+    if format == 1:
+        del checkpoint["mm1"]["chance"]
+    checkpoint["mm1"]["format"] = format
     torch.save(checkpoint, older.last)
     assert mm1.load(older.last).model.decoder.width == 32
     del config["trainer"]["callbacks"]
-    fit(older.folder, config)
-    expected = torch.load(whole.last, weights_only=True)
-    found = torch.load(older.last, weights_only=True)
-    assert found["mm1"]["format"] == 2
-    assert all(torch.equal(tensor, expected["state_dict"][name]) for name, tensor in found["state_dict"].items())
+    fit(older.folder, config | {"checkpoints": then})
+    assert older.last.is_dir() == (then == "sharded")
+    found = checkpoint_of(older.last)
+    assert found["mm1"]["format"] == 3
+    expected = torch.load(whole.last, weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found["state_dict"].items())
 
 
 @pytest.mark.parametrize(
     ("keep_last", "keep_every", "expected"),
     [(3, 0, [8, 10, 11]), (2, 4, [4, 8, 10, 11]), (1, 4, [4, 8])],
 )
-def test_so_many_are_kept(corpus: Path, tmp_path: Path, keep_last: int, keep_every: int, expected: list[int]) -> None:
-    config = run_config(corpus, max_steps=11) | {"validate_every_n_steps": 100}
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_so_many_are_kept(
+    corpus: Path, tmp_path: Path, keep_last: int, keep_every: int, expected: list[int], layout: str
+) -> None:
+    config = run_config(corpus, max_steps=11) | {"validate_every_n_steps": 100, "checkpoints": layout}
     config |= {"save_every_n_steps": 2, "keep_last": keep_last, "keep_every_n_steps": keep_every}
     run = fit(tmp_path, config)
+    expected = expected if layout == "whole" or 11 in expected else [*expected, 11]  # which last.ckpt leads to
     assert list(run.all_kept()) == expected
     assert {path.name for path in run.last.parent.iterdir()} == {
         "last.ckpt",
         *(p.name for p in run.all_kept().values()),
     }
     for step, path in run.all_kept().items():
-        assert torch.load(path, weights_only=True)["global_step"] == step
+        assert checkpoint_of(path)["global_step"] == step
         assert mm1.load(path).model.decoder.width == 32
 
 

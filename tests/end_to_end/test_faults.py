@@ -22,6 +22,7 @@ from mm1.errors import UserError, door
 from mm1.runs import Run
 from mm1.train.watchdog import HANGS, held_up_by
 from tests.conftest import fit, run_config
+from tests.end_to_end.test_resume import checkpoint_of
 from tests.mm1.train.test_strategy import fit_on
 
 
@@ -134,7 +135,7 @@ class Fill(Callback):
     """Fill the disk before the checkpoint of step 6, up to a few pages."""
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        folder = Path(trainer.default_root_dir)
+        folder = Run(trainer.default_root_dir).last.parent.resolve().parent
         if trainer.global_step == 5 and trainer.global_rank == 0:
             free = os.statvfs(folder)
             (folder / "filled").write_bytes(bytes(free.f_bavail * free.f_bsize - 2**16))
@@ -154,6 +155,48 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(corpus: Path, tmp_path: Pa
     del config["trainer"]["callbacks"]
     fit_on(ranks, folder, config)
     assert Run(folder).about()["finished"]
+
+
+class Lock(Callback):
+    """From step 5 on nothing may be written where checkpoints go."""
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step == 5 and trainer.global_rank == 0:
+            folder = Run(trainer.default_root_dir).last.parent.resolve().parent
+            subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "fault", "why"),
+    [
+        (1, Fill, "No space left on device"),
+        (2, Fill, "No space left on device"),
+        pytest.param(1, Lock, "Read-only file system", marks=pytest.mark.slow),
+        (2, Lock, "Read-only file system"),
+    ],
+)
+def test_what_cannot_be_written_meanwhile_stops_all_ranks_alike(
+    corpus: Path, tmp_path: Path, disk: Path, ranks: int, fault: type[Callback], why: str, capfd
+) -> None:
+    """Only checkpoints are on the disk that fails; training goes on until the thread that writes has told."""
+    config = run_config(corpus, callbacks=[{"class_path": f"{__name__}.{fault.__name__}"}], max_steps=30)
+    config |= {"checkpoints": "sharded", "save_every_n_steps": 3, "validate_every_n_steps": 100}
+    run = Run(tmp_path / "run")
+    (disk / "checkpoints").mkdir()
+    run.folder.mkdir()
+    run.last.parent.symlink_to(disk / "checkpoints")
+    with pytest.raises(Exception, match=rf"last\.ckpt cannot be written after step 6 \({why}\)") as error:
+        fit_on(ranks, run.folder, config)
+    assert ranks > 1 or isinstance(error.value, UserError)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert checkpoint_of(run.last)["global_step"] == 3
+    assert sorted(path.name for path in run.last.parent.iterdir()) == ["last.ckpt", "step-00000003.ckpt"]
+    assert run.history("train")[-1]["step"] < 9, "it was told before the next checkpoint"
+    (disk / "filled").unlink(missing_ok=True)
+    del config["trainer"]["callbacks"]
+    config["trainer"]["max_steps"] = 9
+    fit_on(ranks, run.folder, config)
+    assert run.about()["finished"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(corpus: Path, tmp_path: Path) -> None:

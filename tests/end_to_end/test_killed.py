@@ -1,4 +1,7 @@
-"""Killed again and again, at any moment and while a checkpoint is being written, or asked to leave: nothing is lost."""
+"""Killed again and again, at any moment and while a checkpoint is being written, or asked to leave: nothing is lost.
+
+Runs are forked from one process that has the imports done, one or two ranks, which are killed together.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ from lightning.pytorch.callbacks import Callback
 
 from mm1.batch import Batch
 from mm1.errors import door
+from mm1.model.stored import read
 from mm1.runs import Run
 from mm1.train.preemption import REQUEUE
 from tests.conftest import fit, run_config
-from tests.end_to_end.test_resume import assert_same, killed
+from tests.end_to_end.test_resume import assert_same, checkpoint_of, killed
 from tests.mm1.train.test_strategy import fit_on
 
 STEPS = 30
@@ -33,12 +37,12 @@ class NoteDocuments(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        with (Path(trainer.default_root_dir) / "documents.jsonl").open("a") as lines:
+        with (Path(trainer.default_root_dir) / f"documents-{trainer.global_rank}.jsonl").open("a") as lines:
             lines.write(json.dumps([trainer.global_step, batch.documents]) + "\n")
 
 
-def noted(run: Run) -> list[tuple[int, list[str]]]:
-    return [json.loads(line) for line in (run.folder / "documents.jsonl").read_text().splitlines()]
+def noted(run: Run, rank: int = 0) -> list[tuple[int, list[str]]]:
+    return [json.loads(line) for line in (run.folder / f"documents-{rank}.jsonl").read_text().splitlines()]
 
 
 def config_of(corpus: Path, workers: int = 0, steps: int = STEPS) -> dict[str, Any]:
@@ -48,10 +52,21 @@ def config_of(corpus: Path, workers: int = 0, steps: int = STEPS) -> dict[str, A
     return config | {"save_every_n_steps": 1}
 
 
-def start(folder: Path, config: dict[str, Any]) -> Any:
-    process = multiprocessing.get_context("fork").Process(target=door, args=(lambda: fit(folder, config),))
+def start(folder: Path, config: dict[str, Any], ranks: int = 1) -> Any:
+    """A run in a process group of its own, which is killed as a machine is: all ranks at once."""
+
+    def train() -> None:
+        os.setpgid(0, 0)
+        door(lambda: fit_on(ranks, folder, config))
+
+    process = multiprocessing.get_context("fork").Process(target=train)
     process.start()
     return process
+
+
+def torn(run: Run) -> list[Path]:
+    """What has the name of something that is still being written."""
+    return [*run.last.parent.glob("*.tmp")]
 
 
 def kill(process: Any, run: Run, chance: random.Random, writing: bool) -> bool:
@@ -63,42 +78,59 @@ def kill(process: Any, run: Run, chance: random.Random, writing: bool) -> bool:
         time.sleep(0.002)
     found = False
     if writing:
-        temporary = run.last.with_name("last.ckpt.tmp")
         while process.is_alive() and not found:
-            found = temporary.exists()
+            found = bool(torn(run))
+        time.sleep(chance.uniform(0, 0.01))
     else:
         time.sleep(chance.uniform(0, 0.15))
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    return found and run.last.with_name("last.ckpt.tmp").exists()
+    return found and bool(torn(run))
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(corpus: Path, tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("layout", "ranks", "kills"),
+    [
+        ("whole", 1, 5),
+        ("sharded", 1, 5),
+        ("sharded", 2, 2),
+        *(pytest.param(*each, 20, marks=pytest.mark.slow) for each in (("whole", 1), ("sharded", 1), ("sharded", 2))),
+    ],
+)
+def test_killed_at_random_moments(corpus: Path, tmp_path: Path, layout: str, ranks: int, kills: int) -> None:
     steps = 6 * kills
-    config = config_of(corpus, steps=steps)
-    whole = fit(tmp_path / "whole", config)
-    run, chance, torn = Run(tmp_path / "killed"), random.Random(kills), 0
+    config = config_of(corpus, steps=steps) | {"checkpoints": layout}
+    if ranks > 1:
+        config["trainer"]["strategy"] = {"class_path": "mm1.train.strategy.Sharded", "init_args": {"experts": 2}}
+    fit_on(ranks, tmp_path / "whole", config)
+    whole = Run(tmp_path / "whole")
+    run, chance, while_writing = Run(tmp_path / "killed"), random.Random(kills), 0
     for number in range(kills):
-        process = start(run.folder, config | {"save_every_n_steps": 1 if number % 2 else 2})
-        torn += kill(process, run, chance, writing=bool(number % 2))
+        process = start(run.folder, config | {"save_every_n_steps": 1 if number % 2 else 2}, ranks)
+        while_writing += kill(process, run, chance, writing=bool(number % 2))
         assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
-    assert torn, "none was killed while it wrote"
-    assert_same(fit(run.folder, config), whole)
-    assert not list(run.last.parent.glob("*.tmp"))
-    expected = dict(noted(whole))
-    assert len(expected) == steps
-    assert all(documents == expected[step] for step, documents in noted(run))
-    assert {step for step, _ in noted(run)} == expected.keys()
+        if os.path.lexists(run.last):
+            read(run.last)
+    assert while_writing, "none was killed while it wrote"
+    fit_on(ranks, run.folder, config)
+    assert_same(run, whole)
+    assert not torn(run)
+    for rank in range(ranks):
+        expected = dict(noted(whole, rank))
+        assert len(expected) == steps
+        assert all(documents == expected[step] for step, documents in noted(run, rank))
+        assert {step for step, _ in noted(run, rank)} == expected.keys()
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 1)])
+@pytest.mark.parametrize(
+    ("number", "workers", "layout"), [(signal.SIGTERM, 0, "sharded"), (signal.SIGUSR1, 1, "whole")]
+)
 def test_asked_to_leave_it_saves_and_says_so(
-    corpus: Path, tmp_path: Path, number: signal.Signals, workers: int
+    corpus: Path, tmp_path: Path, number: signal.Signals, workers: int, layout: str
 ) -> None:
-    config = config_of(corpus, workers) | {"save_every_n_steps": 1000}
+    config = config_of(corpus, workers) | {"save_every_n_steps": 1000, "checkpoints": layout}
     run = killed(tmp_path / "left", config, at_step=5, by=number, code=REQUEUE)
-    assert 5 <= torch.load(run.last, weights_only=True)["global_step"] < STEPS
+    assert 5 <= checkpoint_of(run.last)["global_step"] < STEPS
     assert not run.about()["finished"]
     assert_same(fit(run.folder, config), fit(tmp_path / "whole", config))
     assert [step for step, _ in noted(run)] == [*range(1, STEPS + 1)], "no step was trained twice"

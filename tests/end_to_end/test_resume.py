@@ -17,6 +17,7 @@ import torch
 from mm1.batch import Batch
 from mm1.errors import UserError, door
 from mm1.interop.export import export
+from mm1.model.pieces import Pieces
 from mm1.model.stored import read
 from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
@@ -29,8 +30,12 @@ def lines(run: Run) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in run.history()]
 
 
+def checkpoint_of(path: Path) -> dict[str, Any]:
+    return Pieces(path).checkpoint(read=True) if path.is_dir() else torch.load(path, weights_only=True)
+
+
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    return torch.load(run.last, weights_only=True)["state_dict"]
+    return checkpoint_of(run.last)["state_dict"]
 
 
 def assert_same(run: Run, other: Run) -> None:
@@ -166,7 +171,7 @@ def test_resuming_what_does_not_belong_together(corpus: Path, tmp_path: Path) ->
         fit(tmp_path / "run", config, "--model.optimizer.parts", "{vision: {frozen: true}}")
     checkpoint = torch.load(run.last, weights_only=True)
     for change, told in (
-        ({"mm1": {**checkpoint["mm1"], "format": 0}}, "format 0; this version reads format 1 and 2"),
+        ({"mm1": {**checkpoint["mm1"], "format": 0}}, "format 0; this version reads format 1 and 2 and 3"),
         ({"optimizer_states": None, "loops": None}, "holds weights alone, so there is nothing to go on with"),
     ):
         torch.save({key: value for key, value in {**checkpoint, **change}.items() if value is not None}, run.last)

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from mm1.errors import UserError
 from mm1.runs import Run
 from tests.conftest import ROW_TOKENS, fit, run_config
+from tests.end_to_end.test_resume import checkpoint_of
 from tests.mm1.train.test_strategy import fit_on
 
 BAD = 8
@@ -93,9 +94,10 @@ def test_a_skipped_step_changes_nothing_and_training_goes_on(corpus: Path, tmp_p
     assert torch.equal(weights(run, 8)[name], before[name])
 
 
-def test_rolled_back_to_the_last_checkpoint(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_rolled_back_to_the_last_checkpoint(corpus: Path, tmp_path: Path, layout: str) -> None:
     """The damage stays, so skipping alone would never end."""
-    run = fit(tmp_path, damaged(corpus, "roll_back"))
+    run = fit(tmp_path, damaged(corpus, "roll_back") | {"checkpoints": layout})
     assert run.about()["finished"]
     assert not same(weights(run, 8), weights(run, 7))
     whole = fit(tmp_path / "whole", run_config(corpus, callbacks=[named(Note)]))
@@ -104,7 +106,7 @@ def test_rolled_back_to_the_last_checkpoint(corpus: Path, tmp_path: Path) -> Non
     expected = {line["step"]: line for line in whole.history("train")}
     assert [lines[step]["positions"] for step in lines] == [expected[step]["positions"] for step in lines]
     assert lines[10]["lr/decoder"] == expected[10]["lr/decoder"]
-    assert torch.load(run.last, weights_only=True)["optimizer_states"][0]["state"][0]["step"] == 6 + 4
+    assert checkpoint_of(run.last)["optimizer_states"][0]["state"][0]["step"] == 6 + 4
 
 
 @pytest.mark.parametrize("policy", ["stop", "roll_back"])
