@@ -22,8 +22,7 @@ from typing import Any
 import safetensors
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -32,6 +31,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
 
 from mm1.errors import UserError
 
@@ -44,9 +46,10 @@ Place = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a tensor, and the file that holds it under the tensor's name."""
+    """A box of a tensor, the file that holds it, and the name that it has there: mostly the tensor's."""
 
     file: str
+    key: str
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
@@ -58,18 +61,21 @@ class Files:
         self.folder = folder
         self.opened: dict[str, Any] = {}
 
-    def read(self, file: str, name: str) -> Tensor:
-        """A tensor as a view of its mapped file.
+    def read(self, piece: Piece, box: tuple[slice, ...] = ()) -> Tensor:
+        """A piece as a view of its mapped file, or a box of it as a copy.
 
         Raises:
             UserError: The file is damaged, or gone.
         """
         try:
-            if file not in self.opened:
-                self.opened[file] = safetensors.safe_open(self.folder / file, framework="pt")
-            return self.opened[file].get_tensor(name)
+            if piece.file not in self.opened:
+                self.opened[piece.file] = safetensors.safe_open(self.folder / piece.file, framework="pt")
+            file = self.opened[piece.file]
+            return file.get_slice(piece.key)[box] if box else file.get_tensor(piece.key)
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{self.folder / file} is not readable ({error}); expected a whole checkpoint") from None
+            raise UserError(
+                f"{self.folder / piece.file} is not readable ({error}); expected a whole checkpoint"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,11 @@ class AtRest:
         """The whole tensor, on the CPU: a view of the mapped file if it is in one piece, else put together."""
         pieces = [piece for piece in self.pieces if 0 not in piece.sizes]
         if len(pieces) == 1 and pieces[0].sizes == tuple(self.shape):
-            return self.files.read(pieces[0].file, self.name)
+            return self.files.read(pieces[0])
         whole = torch.empty(self.shape, dtype=self.dtype)
         for piece in pieces:
             box = tuple(slice(at, at + size) for at, size in zip(piece.offsets, piece.sizes, strict=True))
-            whole[box].copy_(self.files.read(piece.file, self.name))
+            whole[box].copy_(self.files.read(piece))
         return whole
 
 
@@ -144,7 +150,7 @@ class Pieces:
                     name,
                     getattr(torch, kind),
                     torch.Size(shape),
-                    tuple(Piece(files[file], tuple(offsets), tuple(counts)) for file, offsets, counts in pieces),
+                    tuple(Piece(files[file], key or name, tuple(at), tuple(by)) for file, key, at, by in pieces),
                     opened,
                 )
                 for name, (kind, shape, pieces) in index["tensors"].items()
@@ -190,40 +196,51 @@ def fill(pairs: Sequence[tuple[AtRest, Tensor]]) -> None:
         return
     found: dict[str, Any] = {}
     places: dict[MetadataIndex, Any] = {}
-    folder = pairs[0][0].files.folder
     for tensor, _ in pairs:  # as torch.distributed.checkpoint describes them
         chunks = [ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes)) for p in tensor.pieces]
         found[tensor.name] = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), tensor.shape, chunks)
         for piece in tensor.pieces:
-            places[MetadataIndex(tensor.name, piece.offsets)] = _File(str(folder / piece.file))
-    reader = _Reader(folder, Metadata(found, storage_data=places, storage_meta=StorageMeta()))
+            places[MetadataIndex(tensor.name, piece.offsets)] = piece
+    reader = _Reader(pairs[0][0].files, Metadata(found, storage_data=places, storage_meta=StorageMeta()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load({tensor.name: into for tensor, into in pairs}, storage_reader=reader, no_dist=True)
 
 
-def take_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put weights into a model, sharded or not; all of them fit."""
-    if not isinstance(weights, InPieces):
-        model.load_state_dict(weights)
-        return
-    fill([(weights.at_rest[name], tensor) for name, tensor in model.state_dict().items()])
+class _Reader(StorageReader):
+    """Told by the index what is where."""
 
+    def __init__(self, files: Files, metadata: Metadata) -> None:
+        self.files, self.metadata = files, metadata
 
-@dataclass(frozen=True)
-class _File:
-    relative_path: str
-
-
-class _Reader(HuggingFaceStorageReader):
-    """torch's reader, told by the index what is where, without opening every file."""
-
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
-        super().__init__(str(folder))
-        self.metadata = metadata
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing is kept."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.metadata
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Nothing to set up."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        for wanted in plan.items:
+            box = tuple(slice(a, a + n) for a, n in zip(wanted.storage_offsets, wanted.lengths, strict=True))
+            target = planner.resolve_tensor(wanted).detach()
+            target.copy_(self.files.read(self.metadata.storage_data[wanted.storage_index], box))
+            planner.commit_tensor(wanted, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
 
 
 def is_sharded(path: Path) -> bool:

@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from mm1.errors import UserError
 from mm1.model.pieces import MOMENTS, WEIGHTS, take_apart
 from mm1.runs import Run
+from mm1.train.placing import boxed
 from mm1.train.shard_writer import ShardWriter, link, tidy
 from mm1.train.stage import Stage
 from mm1.train.strategy import Sharded
@@ -137,9 +138,10 @@ class Background:
     def _locals(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What this rank is to write, and its own parts of it."""
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        mine = {name: tensors[name] for name in owned(tensors, rank, ranks)}
+        whole = {name: t.full_tensor() for name, t in tensors.items() if isinstance(t, DTensor) and _summands(t)}
+        mine = {name: whole.get(name, tensors[name]) for name in owned({**tensors, **whole}, rank, ranks)}
         here = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in mine.items()}
-        return mine, {name: tensor.detach() for name, tensor in here.items()}
+        return {name: boxed(t) for name, t in mine.items()}, {name: tensor.detach() for name, tensor in here.items()}
 
     def _write(self, job: Job, tensors: dict[str, Tensor], state: bytes) -> None:
         trainer = self.trainer
@@ -258,6 +260,11 @@ def owned(tensors: Mapping[str, Tensor], rank: int, ranks: int) -> list[str]:
             if least == rank:
                 found.append(name)
     return found
+
+
+def _summands(tensor: DTensor) -> bool:
+    """Whether ranks have parts of a sum that nobody has added up."""
+    return any(placement.is_partial() for placement in tensor.placements)
 
 
 def unwritten(path: Path, step: int, why: str) -> str:

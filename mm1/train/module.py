@@ -18,13 +18,12 @@ from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
-from mm1.model.pieces import take_over
 from mm1.model.stored import check_fits, read, upgrade
 from mm1.train.adafactor import Adafactor
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.optim import AdamW, check_resumes
 from mm1.train.parallel import clip_gradients, whole
-from mm1.train.strategy import Sharded
+from mm1.train.strategy import Sharded, take_over
 
 
 class Objective(lightning.LightningModule):

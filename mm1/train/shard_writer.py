@@ -10,7 +10,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +78,30 @@ class ShardWriter(StorageWriter):
         """Write this rank's file through to the disk."""
         name = f"shard-{self.rank + 1:05d}-of-{self.ranks:05d}.safetensors"
         self.held.wait()
-        items = sorted(plan.items, key=lambda item: -_data(item).properties.dtype.itemsize)  # so that all are aligned
+        items = keyed(plan.items)
         with (self.temporary / name).open("wb", buffering=0) as file:
             _write(file.fileno(), memoryview(header(items)))
-            for item in items:
-                _write(file.fileno(), self.held.bytes_of(item.index.fqn))
+            for tensor in dict.fromkeys(item.index.fqn for item in items.values()):  # boxes of one lie side by side
+                _write(file.fileno(), self.held.bytes_of(tensor))
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(item.index, _size(item), (name, size)) for item in items])
+        done.set_result([WriteResult(item.index, _size(item), (name, size, key)) for key, item in items.items()])
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write what describes the parts, and give the folder its name."""
-        files = dict(sorted({result.storage_data for part in results for result in part}))
+        written = [result for part in results for result in part]
+        files = dict(sorted({result.storage_data[:2] for result in written}))
         numbers = {name: number for number, name in enumerate(files)}
-        where = {(r.index.fqn, tuple(r.index.offset or ())): numbers[r.storage_data[0]] for p in results for r in p}
+        where = {}
+        for result in written:
+            fqn, (file, _, key) = result.index.fqn, result.storage_data
+            where[fqn, tuple(result.index.offset or ())] = (numbers[file], "" if key == fqn else key)
         tensors = {}
         for name, about in metadata.state_dict_metadata.items():
             assert isinstance(about, TensorStorageMetadata)
-            pieces = [(where[name, tuple(c.offsets)], list(c.offsets), list(c.sizes)) for c in about.chunks]
+            pieces = [(*where[name, tuple(c.offsets)], list(c.offsets), list(c.sizes)) for c in about.chunks]
             tensors[name] = (str(about.properties.dtype).removeprefix("torch."), list(about.size), pieces)
         index = json.dumps({"files": files, "tensors": tensors}, separators=(",", ":")).encode()
         for name, data in ((STATE, self.state), (INDEX, index)):
@@ -115,15 +120,27 @@ class ShardWriter(StorageWriter):
         return True
 
 
-def header(items: list[WriteItem]) -> bytes:
+def keyed(items: Iterable[WriteItem]) -> dict[str, WriteItem]:
+    """Items by the names that they get in a file, where a name stands once; in the order in which they are written."""
+    found: dict[str, WriteItem] = {}
+    boxes: Counter[str] = Counter()
+    order = sorted(items, key=lambda item: (-_data(item).properties.dtype.itemsize, item.index.fqn, item.index.offset))
+    for item in order:  # by the size of a number, so that all are aligned
+        name = item.index.fqn
+        found[f"{name}#{boxes[name]}" if boxes[name] else name] = item
+        boxes[name] += 1
+    return found
+
+
+def header(items: Mapping[str, WriteItem]) -> bytes:
     """The header of a safetensors file of these tensors, with what torch.distributed.checkpoint's reader asks for."""
     told: dict[str, Any] = {}
     at = 0
-    for item in items:
+    for key, item in items.items():
         about = {"dtype": TYPES[_data(item).properties.dtype], "shape": list(_data(item).chunk.sizes)}
-        told[item.index.fqn] = {**about, "data_offsets": [at, at + _size(item)]}
+        told[key] = {**about, "data_offsets": [at, at + _size(item)]}
         at += _size(item)
-    offsets = {item.index.fqn: {"saved_offsets": list(_data(item).chunk.offsets)} for item in items}
+    offsets = {key: {"saved_offsets": list(_data(item).chunk.offsets)} for key, item in items.items()}
     told["__metadata__"] = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
     text = json.dumps(told, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

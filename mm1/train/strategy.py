@@ -22,14 +22,15 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ReduceOp
 from torch.distributed.tensor import DTensor
 
 from mm1.errors import at_least
 from mm1.model.mm1 import MM1
-from mm1.model.pieces import AtRest, Pieces, fill, is_sharded
+from mm1.model.pieces import AtRest, InPieces, Pieces, fill, is_sharded
 from mm1.train.parallel import ARGS, Way, meshes, placed, shard, sum_gradients
+from mm1.train.placing import boxed
 
 # of whole tensors from ranks that have a part of a part, one message after the other; there is no other way
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -169,7 +170,7 @@ class Sharded(ModelParallelStrategy):
         assert self.lightning_module is not None
         found = checkpoint["state_dict"]
         if any(isinstance(tensor, AtRest) for tensor in found.values()):  # and fits
-            fill([(found[name], tensor) for name, tensor in self.lightning_module.state_dict().items()])
+            fill([(found[name], boxed(tensor)) for name, tensor in self.lightning_module.state_dict().items()])
         else:
             self.lightning_module.load_state_dict(found, strict=strict)
 
@@ -191,11 +192,20 @@ def _part(value: Any, parameter: Tensor, pairs: list[tuple[AtRest, Tensor]]) -> 
     """This rank's part of what an optimizer keeps of a parameter; what is yet to be read into it is noted down."""
     like = isinstance(value, Tensor | AtRest) and value.shape == parameter.shape
     if isinstance(value, AtRest) and like:
-        pairs.append((value, torch.empty_like(parameter.detach(), dtype=value.dtype)))
-        return pairs[-1][1]
+        empty = torch.empty_like(parameter.detach(), dtype=value.dtype)
+        pairs.append((value, boxed(empty)))
+        return empty
     if isinstance(value, AtRest):
         return value.read().clone()
     return placed(value, parameter) if like else value
+
+
+def take_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put weights into a model, shared by ranks or not; all of them fit."""
+    if isinstance(weights, InPieces):
+        fill([(weights.at_rest[name], boxed(tensor)) for name, tensor in model.state_dict().items()])
+    else:
+        model.load_state_dict(weights)
 
 
 class BothLayouts(TorchCheckpointIO):

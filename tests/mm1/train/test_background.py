@@ -252,3 +252,21 @@ def _resharded(rank: int, folder: Path) -> None:
 
 def test_any_mesh_reads_its_part(two: Run) -> None:
     on_ranks(4, _resharded, two.last.resolve())
+
+
+def test_what_is_cut_in_halves_comes_together(corpus: Path, tmp_path: Path) -> None:
+    """Ranks that share layers have matching rows of gate and up: two boxes of one tensor in a file."""
+    fit_on(2, tmp_path / "two", sharded(corpus, 3, tensor=2))
+    last = Run(tmp_path / "two").last
+    name = "state_dict.model.decoder.layers.0.ffn.gate_up.weight"
+    at_rest = Pieces(last).at_rest
+    assert [(piece.key, piece.offsets[0]) for piece in at_rest[name].pieces] == [
+        (name, 0),
+        (f"{name}#1", 64),
+        (name, 32),
+        (f"{name}#1", 96),
+    ]
+    config = one(corpus, 1)
+    config["model"]["optimizer"] = {"lr": 0.0}
+    assert_alike(fit_on(1, tmp_path / "one", config, "--init_from", str(last)), weights_of(last))
+    assert_alike(fit_on(1, tmp_path / "other", one(corpus, 3)), weights_of(last))
