@@ -12,43 +12,65 @@ from __future__ import annotations
 
 import re
 
-DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "---", "...", "....", ";"])
+DROPPED |= frozenset('"“”‘’')
 
 ESCAPES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 ESCAPES |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "£": "#", "€": "$", "¢": "cents", "–": "--", "—": "--", "…": "..."}
+ESCAPES |= {":)": ":-rrb-", ":-)": ":--rrb-", ";)": ";-rrb-", ";-)": ";--rrb-", ":(": ":-lrb-", ":-(": ":--lrb-"}
 
 # Words that are two tokens, by where they split.
-JOINED = "can-not gon-na got-ta wan-na lem-me gim-me 't-is 't-was d'-ye"
+JOINED = "can-not gon-na got-ta wan-na lem-me gim-me 't-is 't-was"
 SPLITS = {word.replace("-", ""): word.replace("-", " ") for word in JOINED.split()}
 
-ABBREVIATIONS = (
-    "mr mrs ms dr st jr sr prof gen col capt lt sgt rev sen gov rep hon pres vs inc co corp ltd bros etc ave blvd rd "
-    "dept penn md calif jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri est ft mt ph al"
-)
-BEFORE_NUMBERS = "no fig vol ca pp"
-# Before one of these, "B." is a letter that ends a sentence; elsewhere it is an initial and keeps its dot.
-OPENERS = "A An And At After As But For He If In It She So Some That The Then There They This We When While You"
+ABBREVIATIONS = """
+    mr mrs ms dr st jr sr prof gen col capt lt sgt rev sen gov rep hon pres vs inc co corp ltd bros etc ave blvd rd
+    dept penn md calif jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri est ft mt ph al
+    ariz colo conn ct dak fla ga ind kan kans ky mich minn mo mont neb nev okla tenn va vt wis wisc wyo bldg assn univ
+    cmdr cpl maj messrs mme mlle adm atty cie plc rt pty cf mfg ext esq bhd spc intl sq alex wm jos invt elec natl
+    (?-i:Ark) (?-i:Del) (?-i:Ill) (?-i:La) (?-i:Mass) (?-i:Miss) (?-i:Ore) (?-i:Pa) (?-i:Tex) (?-i:Wash)
+"""
+BEFORE_NUMBERS = "no nos fig figs art prop ca pp"
+# Before one of these, or at the end of a caption, "B." is a letter that ends a sentence; elsewhere it is an initial and
+# keeps its dot. At the end it depends on the next caption of the file, which mostly begins with A.
+OPENERS = """
+    A About According Additionally After An As At But He Her Here However If In It Many More Now Once One Other Our She
+    Since So Some Such That The Their Then There These They This We What When While Yet You
+"""
 
 
 def _any(words: str) -> str:
     return "(?:" + "|".join(words.split()) + ")"
 
 
-CLITIC = r"(?:s|m|d|re|ve|ll)\b"
+WORD = r"[^\W\d_][^\W_]*(?:[.!?][^\W\d_][^\W_]*)*"  # a letter first; tall.the stays one
+PART = r"[a-z0-9]+(?:-[a-z]+){0,2}"
+CLITIC = r"['’](?:s|m|d|re|ve|ll)\b"
+NOT = r"n['’]t\b"
 TOKEN = re.compile(
     rf"""
-      https?://\S*[^\s.,;:!?'")\]] | [\w.+-]+@[\w-]+(?:\.[\w-]+)+        # addresses
-    | (?!\w\.\s+(?-i:{_any(OPENERS)})\b) (?:[^\W\d_]\.)+ (?!\w)         # u.s.  initials
-    | \b{_any(ABBREVIATIONS)}\. | \b{_any(BEFORE_NUMBERS)}\.(?=\s*\d)      # mr.  no. 5
-    | \w+(?=n't\b) | n't\b | '{CLITIC}                                    # is n't   man 's
-    | (?<![\w.])[-+]?\d+(?:[.,:/]\d+)+ | (?<![\w.])[-+]?\.?\d+\b(?![-'])  # 1,000  -5.5  5:30  1/2
-    | '(?:em|til|cause|n)\b'? | '\d\ds?\b                                  # 'em   '90s
-    | \w(?:\.\w)+\b                                                      # w.e.b
-    | @?\w+(?:[-_./&+]\w+ | '(?!{CLITIC})(?!t\b)\w+)*                     # t-shirt  black/white  o'clock
-    | \.{{3}} | -{{2,}} | [!?]+ | '' | `` | [^\w\s]                        # punctuation, one by one
+      https?://\S*[^\s.,;:!?'")\]] | [\w.+-]+@[\w-]+(?:\.[\w-]+)*          # addresses
+    | www\.[a-z0-9-]+(?:\.[a-z0-9-]+)+(?:/[\w./~%-]*[\w/])?
+    | </?[a-z][^<>\s]*> | [:;]-?[()]                                       # tags, :)
+    | {PART}(?:/{PART}){{1,2}}                                             # black/white  w/o  1/2
+    | [a-z0-9][a-z0-9.,]*(?:-(?:[a-z](?:\.[a-z])+\.|[a-z0-9]+))+(?![^\W_])  # t-shirt  6.5-meter  u.s.-led
+    | (?-i:[A-Z]+(?:[+&][A-Z]+)+) | c\+\+ | c\#                            # AT&T
+    | (?:[^\W\d_]\.){{2,}}(?!\w) | ph\.d\.                                 # u.s.
+    | (?![a-z]\.\s*(?:$|\s(?-i:{_any(OPENERS)})\b)) [^\W\d_]\.(?!\w)         # initials
+    | \b{_any(ABBREVIATIONS)}\.(?!\w) | \b{_any(BEFORE_NUMBERS)}\.(?=\s*\d)   # mr.  no. 5
+    | {WORD}(?={NOT}) | {NOT} | {CLITIC}                                   # is n't   man 's
+    | y['’](?=\w) | [dol]['’][^\W\d_][^\W_]* | c['’]mon\b | d['’]ye\b      # y' all   o'clock
+    | [^\W\d_]*[aeiouy]['’](?:[aeiou]|(?-i:[A-Z]))[^\W\d_]*                # ma'am
+    | (?:dunkin|somethin|ol)['’](?!\w) | [ldj]['’]                         # ol'
+    | ['’](?:em|till?|cause)\b | ['’]n\b['’]? | ’n | ['’](?=tis\b|twas\b)t(?:is|was) | ['’]\d\ds?\b
+    | (?=[a-z0-9-]+_)[a-z0-9]+(?:[_-][a-z0-9]+)+ | _+
+    | [-+]?\d*(?:[.,:]\d+)+ | [-+]\d+ | @?[^\W_]+-[^\W_]+(?:-[^\W_]+)*     # 1,000  -5.5  5:30
+    | @?{WORD} | [^\W_]+                                                   # words  5m
+    | \.{{3,}} | -{{2,}} | \*+ | \#+ | [!?]+ | '' | `` | [^\w\s]                 # punctuation, one by one
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+NORMAL = re.compile(r"’(?=(?:s|m|d|re|ve|ll|em|till?|cause|tis|twas|n|\d\ds?)$)|(?<=^n)’(?=t$)")  # of a whole token
 
 
 def tokenize(caption: str) -> str:
@@ -57,6 +79,6 @@ def tokenize(caption: str) -> str:
     >>> tokenize("Two dogs can't swim; one's asleep.")
     "two dogs ca n't swim one 's asleep"
     """
-    text = caption.translate({ord("‘"): "'", ord("’"): "'", ord("“"): '"', ord("”"): '"'})
-    tokens = (SPLITS.get(token, ESCAPES.get(token, token)) for token in map(str.lower, TOKEN.findall(text)))
-    return " ".join(token for token in tokens if token not in DROPPED and token != '"')
+    found = (NORMAL.sub("'", token.lower()) for token in TOKEN.findall(caption))
+    escaped = (SPLITS.get(token, ESCAPES.get(token, token)) for token in found)
+    return " ".join(token for token in escaped if token not in DROPPED)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from eval.metrics.cider import Cider
+from eval.metrics.cider import Cider, CiderScore
+from eval.metrics.java import java_score
+from eval.metrics.metric import Gold
 from eval.metrics.overlap import caption_scores
 from eval.metrics.tokenize import tokenize
+from mm1.errors import UserError
 
 GOLDEN = Path(__file__).with_name("ptb_tokens.tsv")
 WORDS = ("a", "the", "man", "dog", "red", "ball", "runs", "on", "grass", "with", "two", "big", "cat", "sits")
@@ -73,3 +76,31 @@ def test_what_ngrams_add_is_the_score() -> None:
     cider = Cider(references, tokenized=True)
     for at, candidate in enumerate([references[0][0], *candidates[1:]]):
         assert sum(cider.shares(at, candidate).values()) == pytest.approx(cider.score(at, candidate))
+
+
+def test_cider_of_plain_text_equals_the_official_result_on_the_official_tokens() -> None:
+    """The whole route to 1e-3: text to tokens to score, against pycocoevalcap on what Stanford's tokeniser wrote."""
+    official = pytest.importorskip("pycocoevalcap.cider.cider")
+    texts, tokens = zip(*(line.split("\t") for line in GOLDEN.read_text().splitlines()), strict=True)
+    places = [(at, (at + 1) % len(texts), (at + 2) % len(texts)) for at in range(len(texts))]
+    references = {at: [tokens[place] for place in of] for at, of in enumerate(places)}
+    candidates = {at: [tokens[at - at % 3]] for at in range(len(texts))}
+    expected, _ = official.Cider().compute_score(references, candidates)
+    metric = CiderScore([Gold(str(at), tuple(texts[place] for place in of)) for at, of in enumerate(places)])
+    said = {str(at): texts[at - at % 3] for at in range(len(texts))}
+    found = [metric.score(id, answer) for id, answer in said.items()]
+    assert sum(found) / len(found) == pytest.approx(100 * expected, abs=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
+def test_meteor_is_pycocoevalcaps() -> None:
+    pytest.importorskip("pycocoevalcap.meteor.meteor")
+    same = {"1": ["A dog runs on the grass."]}
+    assert java_score("meteor", {"1": "a dog runs on the grass"}, same) == pytest.approx(100)
+    assert 0 < java_score("meteor", {"1": "a cat sleeps on grass"}, same) < 60
+
+
+def test_scores_in_java_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="spice needs Java, and there is no java on PATH"):
+        java_score("spice", {"1": "a"}, {"1": ["a"]})
