@@ -6,7 +6,9 @@
     python scripts/benchmark.py moe_kernels        # its pieces beside torch's operators, needs a GPU
     python scripts/benchmark.py decoder            # a step of a sparse decoder beside its dense twin, needs a GPU
     python scripts/benchmark.py train              # a whole training step beside its peer, needs a GPU
+    python scripts/benchmark.py plan_check         # what mm1-study plan says beside what runs take, needs a GPU
     torchrun --nproc_per_node 2 scripts/benchmark.py experts    # sparse layers whose experts GPUs share
+    torchrun --nproc_per_node 2 scripts/benchmark.py scale      # a whole training step on one GPU and on several
 
 docs/benchmarks says what the figures mean. Every command appends rows to a CSV file there, with machine and date.
 """
@@ -24,6 +26,8 @@ from benchmarks.experts_parallel import experts  # noqa: E402
 from benchmarks.moe import moe  # noqa: E402
 from benchmarks.moe_kernels import moe_kernels  # noqa: E402
 from benchmarks.pipeline import pipeline  # noqa: E402
+from benchmarks.plan_check import plan_check  # noqa: E402
+from benchmarks.scale import scale  # noqa: E402
 from benchmarks.sparse_decoder import decoder  # noqa: E402
 from benchmarks.train import train  # noqa: E402
 
@@ -41,6 +45,8 @@ def main() -> None:
         "moe_kernels": moe_kernels,
         "decoder": decoder,
         "experts": experts,
+        "scale": scale,
+        "plan_check": plan_check,
         "train": train,
     }
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))

@@ -90,7 +90,8 @@ class Sharded(ModelParallelStrategy):
 
     def spread(self, model: MM1) -> None:
         """Keep this rank's part of a model that is empty, or filled alike on all ranks."""
-        low = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+        lowered = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+        low = torch.bfloat16 if lowered or self.precision_plugin.precision == "bf16-mixed" else None
         shard(model, self.meshes, self.exchange, low)
 
     @property

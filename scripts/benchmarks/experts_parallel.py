@@ -76,7 +76,7 @@ def experts(
     at_least(1, {"experts": count, "tokens": tokens, "repeats": repeats})
     if "RANK" not in os.environ:
         raise UserError("no ranks to share experts; expected torchrun --nproc_per_node 2 scripts/benchmark.py experts")
-    device = _join()
+    device = join()
     try:
         shape = Shape(count, top_k, width, ffn_width, tokens, skew)
         rows = _compare(shape, device, dispatch, repeats, note)
@@ -121,7 +121,8 @@ def _compare(shape: Shape, device: torch.device, way: Way, repeats: int, note: s
     return rows
 
 
-def _join() -> torch.device:
+def join() -> torch.device:
+    """Meet the other ranks that torchrun started; this rank's device."""
     if not torch.cuda.is_available():
         dist.init_process_group("gloo")
         return torch.device("cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from benchmarks.moe import Step, measured
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.errors import UserError
 from mm1.model.build import build
+from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
 
 SIZES = {
@@ -131,8 +133,14 @@ def _peer(size: Size, device: torch.device, rows: int, checkpointing: bool, comp
     return step
 
 
-def our_model(size: Size, device: torch.device, checkpointing: bool) -> MM1:
-    """The same towers with our connector and decoder, filled with random weights."""
+def our_model(
+    size: Size,
+    device: torch.device,
+    checkpointing: bool,
+    spread: Callable[[MM1], None] = lambda model: None,
+    whole: Whole = nullcontext,
+) -> MM1:
+    """The same towers with our connector and decoder, spread over ranks if need be, filled with random weights."""
     vision = {"name": "ViT-H-14-378-quickgelu", "checkpointing": checkpointing}
     if size.vision_width != 1280:
         vision |= {"image_px": size.image_px, "width": size.vision_width, "layers": size.vision_layers}
@@ -144,8 +152,9 @@ def our_model(size: Size, device: torch.device, checkpointing: bool) -> MM1:
         "connector": {"class_path": "mm1.model.connector.CAbstractor", "init_args": {"tokens": size.side**2}},
         "decoder": {"class_path": "mm1.model.decoder.Decoder", "init_args": decoder},
     }
-    model = build({"class_path": "mm1.model.mm1.MM1", "init_args": parts}).to_empty(device=device)
-    model.init_weights(0)
+    model = build({"class_path": "mm1.model.mm1.MM1", "init_args": parts})
+    spread(model)
+    model.to_empty(device=device).init_weights(0, whole)
     return model.train()
 
 
