@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,16 +13,18 @@ from jsonargparse import ArgumentParser, Namespace
 import mm1
 from eval import text_skills
 from eval.adapters import door as harnesses
+from eval.again import once, read_leaks, refer, write_answers
 from eval.compare import compare, told
-from eval.contamination import overlap
+from eval.contamination import check_tokenizer, overlap
 from eval.failing import masks_of
+from eval.files import Data
 from eval.harness import run
 from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
 from eval.scores import FORMAT, rescore, table
 from eval.store import Answer, read_answers
 from eval.stored import DOES, add, in_java
-from eval.task import Kind, discover
+from eval.task import Kind, discover, offers
 from eval.text_skills import Asked
 from mm1.errors import UserError, door, underscored
 from mm1.infer.assistant import Dtype
@@ -62,12 +63,16 @@ def parser() -> ArgumentParser:
     scoring = ArgumentParser(description="Score stored answers again, without the model.")
     scoring.add_argument("answers", type=str, help="an answers.jsonl")
     scoring.add_argument("--java", type=list[Java], default=[], help="captions also by these, where there is Java")
+    scoring.add_argument("--data", type=str | None, default=None, help="take references from these files instead")
+    scoring.add_argument("--images", type=dict[str, str], default={}, help="as when it was run")
     comparing = ArgumentParser(description="Differences of two runs on the same questions, with paired intervals.")
     comparing.add_argument("answers", type=str, help="an answers.jsonl, or its folder")
     comparing.add_argument("other_answers", type=str, help="what is subtracted")
     comparing.add_argument("--arm", type=Arm, default="sighted", help="of the first")
     comparing.add_argument("--other_arm", type=Arm, default="sighted", help="of the second")
-    looking = ArgumentParser(description="Count the scored pictures in training corpora; exit code 1 if there are any.")
+    looking = ArgumentParser(
+        description="Scored pictures and questions in training corpora; exit code 1 if there are pictures."
+    )
     looking.add_argument("corpora", type=str, nargs=argparse.ONE_OR_MORE, help="folders written by mm1-data shards")
     looking.add_argument(
         "--data", type=str, required=True, help="folder with benchmarks as downloaded (docs/evaluation.md)"
@@ -78,7 +83,7 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("ask", asking, help="ask a model about pictures")
     commands.add_subcommand("score", scoring, help="score stored answers again")
     commands.add_subcommand("compare", comparing, help="two runs on the same questions")
-    commands.add_subcommand("contamination", looking, help="scored pictures among those trained on")
+    commands.add_subcommand("contamination", looking, help="scored pictures and questions among those trained on")
     commands.add_subcommand("text", _reading(), help="text-only skills, before and after tuning")
     add(commands)
     for harness, about in harnesses.ABOUT.items():
@@ -127,6 +132,7 @@ def _run(arguments: Namespace) -> None:
     if masks := masks_of(settings.mask_experts):  # beside the whole model's answers, not in their place
         name += "-without-" + "-".join(".".join(map(str, (layer, *of))) for layer, of in masks.items())
     out = Path(arguments.out) if arguments.out else default_out(checkpoint, name)
+    check_tokenizer(corpora, assistant.tokenizer.fingerprint, checkpoint)
     scores = run(assistant.model, assistant.tokenizer, checkpoint, arguments.data, settings, out, corpora)
     print(table(scores))
     print(out / "scores.json")
@@ -143,7 +149,12 @@ def _ask(arguments: Namespace) -> None:
 def _score(arguments: Namespace) -> None:
     path = Path(arguments.answers)
     answers = read_answers(path)
-    found = rescore(answers)
+    once(answers, path)
+    if arguments.data:
+        names = {answer["task"] for answer in answers}
+        data = Data(Path(arguments.data), arguments.images, max_missing_share=1)
+        refer(answers, [offer.load() for offer in offers(data) if offer.name in names], path)
+    found = rescore(answers, read_leaks(path.parent))
     in_java(found, answers, arguments.java)
     beside = path.with_name("scores.json")
     scores = read_scores(beside) if beside.exists() else {"tasks": {}}
@@ -151,7 +162,7 @@ def _score(arguments: Namespace) -> None:
     print(table(scores))
     if beside.exists():
         write_json(beside, {**scores, "format": FORMAT})
-        path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+        write_answers(answers, path)
 
 
 def _compare(arguments: Namespace) -> None:
@@ -164,7 +175,7 @@ def _answers(path: Path) -> list[Answer]:
 
 
 def _contamination(arguments: Namespace) -> None:
-    found = overlap([Path(corpus) for corpus in arguments.corpora], discover(arguments.data))
+    found = overlap([Path(corpus) for corpus in arguments.corpora], discover(arguments.data), progress=True)
     print(found)
     if found.found:
         raise SystemExit(1)

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from eval.again import gold_of
 from eval.contamination import overlap
 from eval.failing import failing
 from eval.fewshot import Demonstrations
@@ -26,7 +27,7 @@ from eval.pictures import blank, read
 from eval.prompts import Item, Settings, document, spell
 from eval.scores import FORMAT, of_task
 from eval.similar import Similar
-from eval.store import Answer, Answers, Key, fingerprint, key
+from eval.store import LEAKS, Answer, Answers, Key, fingerprint, key
 from eval.task import Query, Task, discover
 from mm1.data.tokenizer import Tokenizer
 from mm1.infer.assistant import Dtype, cast, check_dtype
@@ -144,12 +145,16 @@ def run(
     if not settings.mask_experts:
         del asked["mask_experts"]  # so that answers from before there was such a setting are kept
     answers = Answers(
-        out, fingerprint(FORMAT, asked, identity(checkpoint), dtype_of(model), [task.fingerprint() for task in tasks])
+        out,
+        fingerprint(FORMAT, asked, identity(checkpoint), dtype_of(model), [task.fingerprint() for task in tasks]),
+        tokenizer.fingerprint,
     )
-    shared = overlap(list(corpora), tasks).record() if corpora else None
-    found = evaluate(model, tokenizer, tasks, settings, answers, progress=True)
+    shared = overlap(list(corpora), tasks, progress=True) if corpora else None
+    write_json(out / LEAKS, shared.ids() if shared else {})
+    leaks = {name: of.either for name, of in shared.tasks.items()} if shared else {}
+    found = evaluate(model, tokenizer, tasks, settings, answers, progress=True, leaks=leaks)
     about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype_of(model)}
-    scores = {**about, "settings": asdict(settings), "overlap": shared, "tasks": found}
+    scores = {**about, "settings": asdict(settings), "overlap": shared.record() if shared else None, "tasks": found}
     write_json(out / "scores.json", scores)
     return scores
 
@@ -161,8 +166,11 @@ def evaluate(
     settings: Settings,
     answers: Answers,
     progress: bool = False,
+    leaks: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Ask what is not among ``answers`` yet, and score all; the entries of scores.json by task.
+
+    Questions among ``leaks``, ids by task, were trained on: there is a second score without them.
 
     Raises:
         UserError: More shots than demonstrations, a prompt longer than the context, or experts to mask that there are
@@ -189,7 +197,10 @@ def evaluate(
                     bar.update()
     wanted = {job.key for job in jobs}
     kept = [answer for answer in answers.found.values() if key(answer) in wanted]
-    return {task.name: of_task(task, (a for a in kept if a["task"] == task.name)) for task in tasks}
+    return {
+        task.name: of_task(task, (a for a in kept if a["task"] == task.name), (leaks or {}).get(task.name, ()))
+        for task in tasks
+    }
 
 
 def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
@@ -287,16 +298,6 @@ def _record(job: Job, prompt: str, answer: str, scorer: Metric) -> Answer:
         "question": job.query.question,
         "prompt": prompt,
         "answer": answer,
-        "references": list(job.query.references),
-        **_more(job),
+        **gold_of(job.task, job.query),
         "score": scorer.score(job.query.id, answer),
     }
-
-
-def _more(job: Job) -> dict[str, Any]:
-    """What its metric needs to score it again without the data, where it is not the usual one."""
-    query, usual = job.query, "cider" if job.task.kind == "captions" else "vqa_accuracy"
-    found: dict[str, Any] = {"metric": job.task.metric if job.task.metric != usual else ""}
-    found |= {"choices": list(query.choices), "groups": list(query.groups)}
-    found |= {"versions": {name: list(given) for name, given in query.versions.items()}, "about": dict(query.about)}
-    return {name: value for name, value in found.items() if value}

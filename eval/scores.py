@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, get_args
 
@@ -24,8 +24,8 @@ Asked = tuple[str, int]  # a question's id, and the seed of its demonstrations
 INTERVALS = {"sighted": "interval"}  # keys of the intervals that are not <name>_interval
 
 
-def of_task(task: Task, answers: Iterable[Answer]) -> dict[str, Any]:
-    """The entry of one task, from all its answers."""
+def of_task(task: Task, answers: Iterable[Answer], leaks: Collection[str] = ()) -> dict[str, Any]:
+    """The entry of one task, from all its answers; ``leaks`` are ids of questions that were trained on."""
     metric, answers = task.scorer(), list(answers)
     return {
         "metric": task.metric,
@@ -33,30 +33,43 @@ def of_task(task: Task, answers: Iterable[Answer]) -> dict[str, Any]:
         "n": len(task.queries),
         "warnings": [*task.warnings, *metric.warnings, *_empty(answers)],
         "sources": [dict(of) for of in task.sources],
-        "shots": by_shots(answers, metric),
+        "shots": by_shots(answers, metric, leaks),
         "question_only": question_only(task),
         "constant": constant(task),
     }
 
 
-def by_shots(answers: Iterable[Answer], metric: Metric | None = None) -> dict[str, dict[str, Any]]:
+def by_shots(
+    answers: Iterable[Answer], metric: Metric | None = None, leaks: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Every arm by number of shots: the task's number, what sight and demonstrations add, 95 % intervals of all.
 
     None where an arm was not asked. ``gain`` is sighted minus blind, ``over_zero_shot`` sighted minus sighted at 0
     shots, on the questions that both answered, so that their intervals are those of paired differences. ``seeds`` has
     the sighted number of each seed of demonstrations and ``deviation`` the standard deviation of these; ``dropped``
     counts answers whose prompts lost demonstrations to the context, and these demonstrations. ``groups`` has the arms
-    of each sub-score, made as a task of its own; ``also`` further numbers of each arm.
+    of each sub-score, made as a task of its own; ``also`` further numbers of each arm. ``clean`` is the sighted number
+    without questions that were trained on, where there are such.
 
     Args:
         answers: All of one task.
         metric: What made their scores; a mean if None.
+        leaks: Ids of questions that were trained on.
     """
     found: dict[tuple[int, str], dict[Asked, Answer]] = defaultdict(dict)
     for answer in answers:
         found[answer["shots"], answer["arm"]][asked(answer)] = answer
     groups = _groups(metric) if metric else {}
-    return {str(shots): _at(found, shots, metric, groups) for shots in sorted({shots for shots, _ in found})}
+    return {
+        str(shots): _at(found, shots, metric, groups) | _clean(found.get((shots, "sighted"), {}), metric, leaks)
+        for shots in sorted({shots for shots, _ in found})
+    }
+
+
+def _clean(answers: Mapping[Asked, Answer], metric: Metric | None, leaks: Collection[str]) -> dict[str, Any]:
+    kept = {key: answer for key, answer in answers.items() if key[0] not in leaks}
+    clean, ends = mean(kept, None, metric) if len(kept) < len(answers) else (None, None)
+    return {"clean": clean, "clean_interval": ends, "clean_n": len({id for id, _ in kept}) if ends else None}
 
 
 def asked(answer: Answer) -> Asked:
@@ -216,7 +229,7 @@ def metric_of(answers: Sequence[Answer]) -> tuple[str, Metric]:
     return name, metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
 
 
-def rescore(answers: list[Answer]) -> dict[str, dict[str, Any]]:
+def rescore(answers: list[Answer], leaks: Mapping[str, Collection[str]] | None = None) -> dict[str, dict[str, Any]]:
     """Score stored answers anew, in place, from the references that stand beside them; by task, without baselines."""
     tasks: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
@@ -227,13 +240,29 @@ def rescore(answers: list[Answer]) -> dict[str, dict[str, Any]]:
         for answer in found:
             answer["score"] = metric.score(answer["id"], answer["answer"])
         about = {"metric": name, "title": metric.title, "n": len(metric.golds)}
-        table[task] = {**about, "warnings": [*metric.warnings, *_empty(found)], "shots": by_shots(found, metric)}
+        table[task] = {
+            **about,
+            "warnings": [*metric.warnings, *_empty(found)],
+            "shots": by_shots(found, metric, (leaks or {}).get(task, ())),
+        }
     return table
 
 
 def table(scores: dict[str, Any]) -> str:
     """``scores.json`` as a table for a terminal; intervals hold 95 %, ``gain`` is sighted minus blind."""
-    columns = ("n", "shots", "sighted", "seeds", "blind", "blank", "gain", "over 0 shots", "question", "constant")
+    columns = (
+        "n",
+        "shots",
+        "sighted",
+        "seeds",
+        "clean",
+        "blind",
+        "blank",
+        "gain",
+        "over 0 shots",
+        "question",
+        "constant",
+    )
     lines, also = [["task", *columns]], list[str]()
     for name, task in scores["tasks"].items():
         baselines = [number(task.get(key)) for key in ("question_only", "constant")]
@@ -250,12 +279,21 @@ def table(scores: dict[str, Any]) -> str:
     if shared := scores.get("overlap"):
         told = f"{shared['pictures']} of {shared['trained']} pictures trained on are among {shared['scored']} scored"
         warnings.append(f"overlap: {told}")
+        if shared.get("questions_scored"):
+            told = f"{shared['questions']} of {shared['questions_scored']} scored questions stand in texts trained on"
+            warnings.append(f"overlap: {told}")
     return "\n".join([*aligned(lines), *also, *warnings])
 
 
 def _arms(at: Mapping[str, Any]) -> list[str]:
     """Cells of what was asked."""
-    return [span(at, "sighted"), seeds(at), *(span(at, key) for key in ("blind", "blank", "gain", "over_zero_shot"))]
+    clean = f"{span(at, 'clean')}, n {at['clean_n']}" if at.get("clean") is not None else "-"
+    return [
+        span(at, "sighted"),
+        seeds(at),
+        clean,
+        *(span(at, key) for key in ("blind", "blank", "gain", "over_zero_shot")),
+    ]
 
 
 def seeds(at: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ Answer = dict[str, Any]  # docs/house.md, Scores, says what is in one
 Key = tuple[str, int, str, str, int]
 
 NEEDED = {"task", "shots", "arm", "id", "image", "answer", "references"}
+LEAKS = "overlap.json"  # ids of questions that were trained on, by task
 MARK = "what an earlier mm1-eval run noted of its questions; delete it to ask all of them again"
 
 
@@ -34,22 +35,32 @@ class Answers:
     Args:
         folder: The evaluation's folder; made if need be. None keeps answers in memory only.
         asked: Fingerprint of all that was asked. Answers to anything else are forgotten.
+        tokenizer: Fingerprint of the checkpoint's; a model of another one does not take the place of what is there.
+
+    Raises:
+        UserError: The folder has answers of a checkpoint with another tokenizer.
     """
 
-    def __init__(self, folder: Path | None, asked: str) -> None:
+    def __init__(self, folder: Path | None, asked: str, tokenizer: str = "") -> None:
         self._path = None if folder is None else folder / "answers.jsonl"
         self.found: dict[Key, Answer] = {}
         if folder is None or self._path is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         mark = folder / "asked.json"
-        if mark.exists() and self._path.exists() and read_object(mark, MARK).get("asked") == asked:
+        before = read_object(mark, MARK) if mark.exists() and self._path.exists() else {}
+        if (theirs := before.get("tokenizer", tokenizer)) != tokenizer:
+            raise UserError(
+                f"{folder} holds answers of a checkpoint with tokenizer {theirs}, this one has {tokenizer}; expected "
+                f"the same, or another folder (--out)"
+            )
+        if before.get("asked") == asked:
             self.found = {key(answer): answer for answer in _whole_lines(self._path)}
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.found.values())
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(lines)  # a line that a kill cut short goes, before another is put behind it
         temporary.replace(self._path)
-        write_json(mark, {"asked": asked})
+        write_json(mark, {"asked": asked, "tokenizer": tokenizer})
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep answers; they are on disk when this returns."""

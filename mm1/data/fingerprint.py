@@ -50,7 +50,9 @@ class Known:
 
     def __init__(self, prints: Iterable[Fingerprint]) -> None:
         prints = list(prints)
-        self._contents = {one.content for one in prints}
+        self._contents: dict[str, list[int]] = {}
+        for at, one in enumerate(prints):
+            self._contents.setdefault(one.content, []).append(at)
         self._bits = numpy.array([one.bits for one in prints], dtype=numpy.uint64)
         self._looks = numpy.array([one.look for one in prints], dtype=numpy.int16).reshape(-1, 16, 18, 3)
 
@@ -58,7 +60,13 @@ class Known:
         return len(self._bits)
 
     def __contains__(self, one: Fingerprint) -> bool:
-        if one.content in self._contents:
-            return True
+        return one.content in self._contents or len(self._near(one)) > 0
+
+    def alike(self, one: Fingerprint) -> list[int]:
+        """Places of all that show the same picture, in the order they were given in."""
+        return sorted({*self._contents.get(one.content, ()), *self._near(one)})
+
+    def _near(self, one: Fingerprint) -> list[int]:
         near = numpy.flatnonzero(numpy.bitwise_count(self._bits ^ one.bits) <= NEAR_BITS)
-        return bool((numpy.abs(self._looks[near] - one.look).max(axis=(1, 2, 3)) <= NEAR_LEVELS).any())
+        found = near[numpy.abs(self._looks[near] - one.look).max(axis=(1, 2, 3), initial=0) <= NEAR_LEVELS]
+        return [int(at) for at in found]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +41,13 @@ def task_of(paths: list[Path]) -> Task:
     return Task("vqa/t", "vqa", tuple(Query(path.name, path, "q?", ("a",), "a") for path in paths))
 
 
-def shard(corpus: Path, stream: str, pictures: list[bytes], resize: str = "squash") -> None:
-    """A corpus of one stream, one picture a document."""
+def shard(corpus: Path, stream: str, pictures: list[bytes], resize: str = "squash", texts: Sequence[str] = ()) -> None:
+    """A corpus of one stream, one picture or text a document."""
     with ShardWriter(corpus / stream, "train") as writer:
         for at, data in enumerate(pictures):
             writer.write(Sample((Image(data), Text("x")), stream, f"{stream}-{at}"), 3)
+        for at, text in enumerate(texts, len(pictures)):
+            writer.write(Sample((Text(text),), stream, f"{stream}-{at}"), len(text))
     manifest = corpus / "manifest.json"
     about = read_json(manifest, "") if manifest.exists() else {"format": FORMAT, "streams": {}}
     about |= {"image_px": 80, "resize": resize, "interpolation": "bicubic"}
@@ -62,8 +66,12 @@ def scored(tmp_path: Path) -> Task:
 def test_other_pictures_are_no_overlap_and_equal_files_count_once(scored: Task, tmp_path: Path) -> None:
     shard(tmp_path / "corpus", "captions", [jpeg(photo(100 + at // 2)) for at in range(6)])
     found = overlap([tmp_path / "corpus"], [scored])
-    assert found.record() == {"pictures": 0, "scored": 5, "trained": 3, "found": ()}
-    assert str(found) == "0 of 3 pictures to train on are among 5 scored ones"
+    record = found.record()
+    assert (record["pictures"], record["scored"], record["trained"], record["found"]) == (0, 5, 3, ())
+    assert str(found).splitlines() == [
+        "0 of 3 pictures to train on are among 5 scored ones",
+        "0 of 1 scored questions stand in texts to train on",
+    ]
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
@@ -89,8 +97,52 @@ def test_the_count_stands_beside_the_scores(checkpoint: Path, data: Path, tmp_pa
     main()
     found = [f"captions-1 in {tmp_path}/one/captions/train"]
     expected = {"pictures": 1, "scored": 5, "trained": 3, "found": found}
+    expected |= {"questions": 0, "questions_scored": 5, "questions_found": []}
+    expected |= {"tasks": {"vqa/daquar": {"pictures": 1, "questions": 0, "either": 1}}}
     assert read_json(tmp_path / "out/scores.json", "")["overlap"] == expected
     assert "overlap: 1 of 3 pictures trained on are among 5 scored" in capsys.readouterr().out
+
+
+def test_scores_without_what_leaked_stand_beside_and_are_made_again(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Question 3 by its picture, question 1 by its words; the answer to question 3 is made right by hand."""
+
+    def call(*words: object) -> dict:
+        monkeypatch.setattr(sys, "argv", ["mm1-eval", *map(str, words)])
+        main()
+        return read_json(tmp_path / "out/scores.json", "")
+
+    shard(tmp_path / "one", "captions", [(data / "vqa/daquar/images/3.png").read_bytes()])
+    shard(tmp_path / "two", "text", [], texts=["It said: What is thing 1? Nobody knew."])
+    settings = ["--shots", "[0]", "--tasks", "[vqa/daquar]", "--out", tmp_path / "out"]
+    scores = call("run", checkpoint, "--data", data, "--corpus", tmp_path / "one", tmp_path / "two", *settings)
+    assert scores["overlap"]["tasks"] == {"vqa/daquar": {"pictures": 1, "questions": 1, "either": 2}}
+    assert scores["tasks"]["vqa/daquar"]["shots"]["0"]["clean_n"] == 3
+    path = tmp_path / "out/answers.jsonl"
+    answers = [json.loads(line) for line in path.read_text().splitlines()]
+    for answer in answers:
+        answer["answer"] = "wall clock" if answer["id"] in ("3", "4") else "no"
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    at = call("score", path)["tasks"]["vqa/daquar"]["shots"]["0"]
+    assert at["sighted"] == pytest.approx(40)
+    assert at["clean"] == pytest.approx(100 / 3)
+    assert at["clean_interval"] == [0, 100]
+    assert read_json(tmp_path / "out/overlap.json", "") == {"vqa/daquar": {"pictures": ["3"], "questions": ["1"]}}
+
+
+def test_a_corpus_of_another_tokenizer_is_none_that_the_checkpoint_was_trained_on(
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    shard(tmp_path / "one", "captions", [jpeg(photo(100))])
+    about = read_json(tmp_path / "one/manifest.json", "")
+    write_json(tmp_path / "one/manifest.json", about | {"tokenizer": "0123456789abcdef"})
+    monkeypatch.setattr(
+        sys, "argv", ["mm1-eval", "run", f"{checkpoint}", "--data", f"{data}", "--corpus", f"{tmp_path}/one"]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    assert "was written with tokenizer 0123456789abcdef and" in capsys.readouterr().err
 
 
 def test_the_door_counts_and_fails_where_it_finds(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:

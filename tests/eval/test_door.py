@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import main
+from tests.eval.conftest import write_rows
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "eval" / "fewshot.yaml"
+
+
+ANSWER = {"shots": 0, "arm": "sighted", "image": "x", "answer": "wall clock", "references": ["wall clock"]}
+FAULTY = {
+    "twice": [("vqa/daquar", "3"), ("vqa/daquar", "3")],
+    "unknown": [("vqa/daquar", "3"), ("vqa/daquar", "9")],
+    "other": [("vqa/daquar", "3"), ("vqa/other", "3")],
+}
 
 
 @pytest.fixture
@@ -39,6 +48,21 @@ def test_run_writes_into_the_run_folder_and_score_finds_the_same(mm1_eval, check
         name: task["shots"] for name, task in scores["tasks"].items()
     }
     assert again["tasks"]["vqa/daquar"]["constant"] == scores["tasks"]["vqa/daquar"]["constant"]
+
+
+def test_answers_are_scored_again_with_the_references_of_other_files(mm1_eval, checkpoint: Path, data: Path) -> None:
+    mm1_eval("run", checkpoint, "--data", data, "--out", data / "out", "--shots", "[0]", "--tasks", "[vqa/daquar]")
+    [said] = [json.loads(line) for line in (data / "out/answers.jsonl").read_text().splitlines()][:1]
+    rows = [json.loads(line) for line in (data / "vqa/daquar/test.jsonl").read_text().splitlines()]
+    write_rows(data / "vqa/daquar/test.jsonl", [{**row, "answer": "lamp"} for row in rows])
+    path = data / "out/answers.jsonl"
+    write_rows(path, [{**said, "answer": "lamp"}])
+    assert json.loads(path.read_text())["references"] == ["wall clock"]
+    mm1_eval("score", path)
+    assert json.loads(path.read_text())["score"] == 0
+    mm1_eval("score", path, "--data", data)
+    found = json.loads(path.read_text())
+    assert (found["references"], found["score"]) == (["lamp"], 100)
 
 
 def test_compare_takes_files_or_folders(mm1_eval, checkpoint: Path, data: Path) -> None:
@@ -82,6 +106,15 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
         (["compare", "DATA", "nowhere.jsonl"], "answers.jsonl is no file"),
         (["contamination", "nowhere", "--data", "DATA"], "expected a corpus written by mm1-data shards"),
         (["score", "DATA"], "is no file; expected an answers.jsonl"),
+        (
+            ["score", "DATA/twice.jsonl"],
+            "has 2 sighted answers to question 3 of vqa/daquar at 0 shots with seed 0; expe",
+        ),
+        (
+            ["score", "DATA/unknown.jsonl", "--data", "DATA"],
+            "answers 1 questions that vqa/daquar does not have, such as 9",
+        ),
+        (["score", "DATA/other.jsonl", "--data", "DATA"], "answers vqa/other; expected some of vqa/daquar"),
         (["score", "DATA/vqa/daquar/test.jsonl"], "does not hold one answer a line"),
     ],
 )
@@ -89,6 +122,8 @@ def test_what_a_user_gets_wrong_is_one_sentence(
     words: list[str], message: str, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     (data / "null.yaml").write_text("vqa: null\n")
+    for name, asked in FAULTY.items():
+        write_rows(data / f"{name}.jsonl", [{**ANSWER, "task": task, "id": id} for task, id in asked])
     words = [word.replace("CKPT", str(checkpoint)).replace("DATA", str(data)) for word in words]
     monkeypatch.setattr(sys, "argv", ["mm1-eval", *words])
     with pytest.raises(SystemExit) as exit:

@@ -212,6 +212,19 @@ def test_a_changed_setting_checkpoint_or_file_starts_over(
     assert count(replace(settings, separator="\n")) == 10
 
 
+def test_answers_of_another_tokenizer_are_not_thrown_away(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = Settings(shots=(0,), tasks=("vqa/daquar",))
+    run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    mark = tmp_path / "out/asked.json"
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), "tokenizer": "0123"}))
+    before = lines(tmp_path / "out")
+    with pytest.raises(UserError, match=r"out holds answers of a checkpoint with tokenizer 0123, this one has .*--out"):
+        run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    assert lines(tmp_path / "out") == before
+
+
 def test_a_folder_is_told_from_another_by_all_its_weights(tmp_path: Path) -> None:
     for name in ("model-1.safetensors", "model-2.safetensors"):
         (tmp_path / name).write_bytes(b"weights")

@@ -56,3 +56,12 @@ def test_nothing_is_in_an_empty_set() -> None:
     assert of(landscape(0)) not in Known([])
     assert len(Known([])) == 0
     assert len(Known([of(landscape(0))])) == 1
+
+
+def test_all_that_show_the_same_picture_are_named() -> None:
+    one, other = of(landscape(1)), of(landscape(2))
+    known = Known([one, other, of(landscape(1).resize((160, 120)))])
+    assert known.alike(of(landscape(1), quality=60)) == [0, 2]
+    assert known.alike(one) == [0, 2]
+    assert known.alike(of(landscape(3))) == []
+    assert Known([]).alike(one) == []

@@ -1,0 +1,79 @@
+"""Stored answers held against the files of their benchmark: another edition of these, or a wrong one, is found out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.store import LEAKS, Answer, key
+from eval.task import Query, Task
+from mm1.errors import UserError
+from mm1.runs import read_object
+
+
+def once(answers: Sequence[Answer], path: Path) -> None:
+    """Refuse a file that answers a question twice: nobody could say which counts.
+
+    Raises:
+        UserError: The first such question.
+    """
+    for (task, shots, arm, id, seed), count in Counter(map(key, answers)).items():
+        if count > 1:
+            raise UserError(
+                f"{path} has {count} {arm} answers to question {id} of {task} at {shots} shots with seed {seed}; "
+                f"expected one"
+            )
+
+
+def refer(answers: Sequence[Answer], tasks: Sequence[Task], path: Path) -> None:
+    """Give answers, in place, what the files say now of their questions: references, choices, groups.
+
+    Args:
+        answers: All of a file.
+        tasks: The benchmarks of a data folder.
+        path: The file.
+
+    Raises:
+        UserError: Answers to a benchmark or a question that there is not.
+    """
+    known = {task.name: ({query.id: query for query in task.whole}, task) for task in tasks}
+    if absent := {answer["task"] for answer in answers} - known.keys():
+        raise UserError(f"{path} answers {min(absent)}; expected some of {', '.join(known)}, which --data holds")
+    for name, (queries, _) in known.items():
+        ids = {answer["id"] for answer in answers if answer["task"] == name}
+        if unknown := sorted(ids - queries.keys()):
+            raise UserError(
+                f"{path} answers {len(unknown)} questions that {name} does not have, such as {unknown[0]}; expected "
+                f"answers to its {len(queries)} questions alone (--data)"
+            )
+    for answer in answers:
+        queries, task = known[answer["task"]]
+        for name in ("metric", "choices", "groups", "versions", "about"):
+            answer.pop(name, None)
+        answer |= gold_of(task, queries[answer["id"]])
+
+
+def gold_of(task: Task, query: Query) -> dict[str, Any]:
+    """What of a question is stored with its answer, so that it can be scored without the data."""
+    usual = "cider" if task.kind == "captions" else "vqa_accuracy"
+    found: dict[str, Any] = {"metric": task.metric if task.metric != usual else ""}
+    found |= {"choices": list(query.choices), "groups": list(query.groups)}
+    found |= {"versions": {name: list(given) for name, given in query.versions.items()}, "about": dict(query.about)}
+    return {"references": list(query.references), **{name: value for name, value in found.items() if value}}
+
+
+def read_leaks(folder: Path) -> dict[str, frozenset[str]]:
+    """Ids of questions that were trained on, by task, as an evaluation that counted them noted; none otherwise."""
+    path = folder / LEAKS
+    found = read_object(path, "what mm1-eval run noted of its overlap") if path.exists() else {}
+    return {task: frozenset((*of["pictures"], *of["questions"])) for task, of in found.items()}
+
+
+def write_answers(answers: Sequence[Answer], path: Path) -> None:
+    """Replace a file of answers; a kill leaves the old one or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+    temporary.replace(path)
