@@ -27,6 +27,8 @@ INTERVALS = {"sighted": "interval"}  # keys of the intervals that are not <name>
 def of_task(task: Task, answers: Iterable[Answer], leaks: Collection[str] = ()) -> dict[str, Any]:
     """The entry of one task, from all its answers; ``leaks`` are ids of questions that were trained on."""
     metric, answers = task.scorer(), list(answers)
+    for answer in answers:
+        metric.remember(answer["id"], answer.get("about", {}))
     return {
         "metric": task.metric,
         "title": metric.title,
@@ -226,7 +228,10 @@ def metric_of(answers: Sequence[Answer]) -> tuple[str, Metric]:
     """Name and metric of the stored answers of one task."""
     usual = "vqa_accuracy" if any(answer.get("question") for answer in answers) else "cider"
     name = next((answer["metric"] for answer in answers if answer.get("metric")), usual)
-    return name, metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
+    metric = metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
+    for answer in answers:
+        metric.remember(answer["id"], answer.get("about", {}))
+    return name, metric
 
 
 def rescore(answers: list[Answer], leaks: Mapping[str, Collection[str]] | None = None) -> dict[str, dict[str, Any]]:

@@ -37,6 +37,7 @@ class Query:
         groups: Names of sub-scores that it counts in, such as a domain or a category.
         versions: Other references, by the name of the field they stand in.
         about: All else that its file says and a metric or a submission needs, plain values.
+        kind: Which prompt of the settings it is asked with, where that is not its task's.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Query:
     groups: tuple[str, ...] = ()
     versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    kind: Kind | None = None
 
     @property
     def shown(self) -> list[Path]:

@@ -19,7 +19,11 @@ class Choice(Metric):
 
     def score(self, id: str, answer: str) -> float:
         """100 or 0; an answer that names no choice is wrong."""
-        return 100.0 * (letter_of(answer, self.golds[id].choices) in right_letters(self.golds[id]))
+        return 100.0 * (self.read(id, answer) in right_letters(self.golds[id]))
+
+    def read(self, id: str, answer: str) -> str | None:
+        """The letter that an answer means, None where it names no choice."""
+        return letter_of(answer, self.golds[id].choices)
 
     def chosen(self, id: str, choice: str) -> str:
         """The likeliest choice with its letter, ``B. red``."""
@@ -27,14 +31,14 @@ class Choice(Metric):
 
     def also(self, answers: Mapping[str, str]) -> dict[str, float]:
         """The share of answers that name no choice."""
-        unread = [letter_of(answer, self.golds[id].choices) is None for id, answer in answers.items()]
+        unread = [self.read(id, answer) is None for id, answer in answers.items()]
         return {"named no choice, %": 100 * sum(unread) / len(unread)} if any(unread) else {}
 
     def explain(self, id: str, answer: str) -> list[str]:
         """The choices, what was read, what is right."""
         gold = self.golds[id]
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, gold.choices, strict=False)]
-        read = letter_of(answer, gold.choices) or "no choice"
+        read = self.read(id, answer) or "no choice"
         right = " or ".join(sorted(right_letters(gold)))
         return [*lines, f"answer {answer!r}", f"read as {read}", f"right is {right}", *super().explain(id, answer)]
 

@@ -68,6 +68,14 @@ class Metric(ABC):
         """How the likeliest of a question's choices is written down as its answer."""
         return choice
 
+    def remember(self, id: str, about: Mapping[str, Any]) -> None:  # noqa: B027  (most have nothing to learn)
+        """Learn what was found out about a question's answers after they were given, such as a judge's opinion.
+
+        Args:
+            id: The question.
+            about: ``about`` as it stands beside a stored answer.
+        """
+
     def counts(self, answers: Mapping[str, str], scores: Mapping[str, float]) -> dict[str, Sequence[float]]:
         """What is counted of each answer, K numbers; they are added up over answers.
 

@@ -83,7 +83,7 @@ def similarity(answer: str, reference: str) -> float:
     """1 minus the edit distance per letter of the longer text."""
     length = max(len(answer), len(reference))
     return (
-        1 - _distance(" ".join(answer.lower().split()), " ".join(reference.lower().split())) / length if length else 1.0
+        1 - distance(" ".join(answer.lower().split()), " ".join(reference.lower().split())) / length if length else 1.0
     )
 
 
@@ -104,8 +104,8 @@ def number_of(text: str) -> float | None:
         return None
 
 
-def _distance(first: str, second: str) -> int:
-    """Levenshtein's, a row at a time."""
+def distance(first: str, second: str) -> int:
+    """The edit distance of Levenshtein, reckoned a row at a time."""
     above = list(range(len(second) + 1))
     for at, letter in enumerate(first, start=1):
         row = [at]
