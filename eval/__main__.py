@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from jsonargparse import ArgumentParser, Namespace
 
 import mm1
-from eval import text_skills
+from eval import judging, text_skills
 from eval.adapters import door as harnesses
 from eval.again import once, read_leaks, refer, write_answers
 from eval.compare import compare, told
@@ -86,6 +86,7 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("contamination", looking, help="scored pictures and questions among those trained on")
     commands.add_subcommand("text", _reading(), help="text-only skills, before and after tuning")
     add(commands)
+    judging.add(commands)
     for harness, about in harnesses.ABOUT.items():
         commands.add_subcommand(harness, ArgumentParser(description=about), help=about.split(".")[0])
     return whole
@@ -117,7 +118,7 @@ def _main() -> None:
         if not isinstance(arguments.run[kind], Namespace):
             raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
     does = {"run": _run, "ask": _ask, "score": _score, "compare": _compare, "contamination": _contamination}
-    does |= {"text": _text, **DOES}
+    does |= {"text": _text, "judge": judging.run, **DOES}
     does[command](whole.instantiate(arguments)[command])
 
 

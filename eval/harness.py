@@ -28,7 +28,7 @@ from eval.prompts import Item, Settings, document, spell
 from eval.scores import FORMAT, of_task
 from eval.similar import Similar
 from eval.store import LEAKS, Answer, Answers, Key, fingerprint, key
-from eval.task import Query, Task, discover
+from eval.task import Kind, Query, Task, discover
 from mm1.data.tokenizer import Tokenizer
 from mm1.infer.assistant import Dtype, cast, check_dtype
 from mm1.infer.engine import Engine
@@ -76,6 +76,11 @@ class Job:
         """The document to go on from; in the blank arm ``read`` is never called."""
         look = blank if self.arm == "blank" else read
         return document(self.asked, self.demonstrations, self.task.kind, settings, look, text_only=self.shots == 0)
+
+    @property
+    def kind(self) -> Kind:
+        """Which prompt of the settings it is asked with."""
+        return self.query.kind or self.task.kind
 
 
 class Benchmarks:
@@ -253,7 +258,7 @@ def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
     fitted = []
     for job in jobs:
         spoken = [len(engine.tokenizer.encode(choice)) for choice in job.asked.choices]
-        new = max(spoken, default=settings.prompt(job.task.kind).max_new_tokens)
+        new = max(spoken, default=settings.prompt(job.kind).max_new_tokens)
 
         def length(job: Job, new: int = new) -> Length:
             items = job.prompt(settings, lambda picture: b"")
@@ -272,11 +277,12 @@ def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
 
 def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Metric) -> Iterator[Answer]:
     prompts = [job.prompt(settings, read) for job in jobs]
-    prompt = settings.prompt(jobs[0].task.kind)
-    free = [at for at, job in enumerate(jobs) if not job.asked.choices]
     closed = [at for at, job in enumerate(jobs) if job.asked.choices]
-    for at, answer in engine.generate([prompts[at] for at in free], prompt.max_new_tokens, prompt.stop):
-        yield _record(jobs[free[at]], spell(prompts[free[at]]), answer, scorer)
+    for kind in dict.fromkeys(job.kind for job in jobs):
+        prompt = settings.prompt(kind)
+        free = [at for at, job in enumerate(jobs) if not job.asked.choices and job.kind == kind]
+        for at, answer in engine.generate([prompts[at] for at in free], prompt.max_new_tokens, prompt.stop):
+            yield _record(jobs[free[at]], spell(prompts[free[at]]), answer, scorer)
     pairs = [(at, choice) for at in closed for choice in jobs[at].asked.choices]
     likelihoods = engine.score([prompts[at] for at, _ in pairs], [choice for _, choice in pairs])
     for at in closed:

@@ -49,7 +49,7 @@ class Wording:
     """The words a judge is asked in, with ``{question}``, ``{reference}``, ``{answer}`` and ``{context}``.
 
     They ask for what the benchmarks' own words ask for and are not them; the releases' own can be set in their place
-    (configs/eval/judge.yaml).
+    (configs/eval/judge/own.yaml).
 
     Args:
         llava_bench: Wants two numbers from 1 to 10 on the first line, the reference's and ours.

@@ -17,6 +17,8 @@ from typing import Literal, get_args
 from eval.failing import masks_of
 from eval.similar import Retrieval
 from eval.task import Kind, Query
+from eval.turns import asked
+from mm1 import template
 from mm1.errors import UserError, at_least
 from mm1.sample import Image, Text
 from mm1.template import turn
@@ -192,11 +194,15 @@ def spell(items: Sequence[Item]) -> str:
 def _asked(
     query: Query, kind: Kind, settings: Settings, read: Callable[[Path], bytes], answer: str | None
 ) -> list[Item]:
-    before, after = settings.prompt(kind).template.split("{image}")
+    before, after = settings.prompt(query.kind or kind).template.split("{image}")
     named = _named(query)
     at_front = [picture for at, picture in enumerate(query.shown, 1) if at not in named]
     picture: list[Item] = [*([Text(before)] if before else []), *(Image(read(one)) for one in at_front)]
     after = after.replace("{question}", query.question)
+    if settings.style == "chat" and named:
+        pieces = _with_pictures(Text(after), query, named, read)
+        parts = [piece.text if isinstance(piece, Text) else piece for piece in pieces]
+        return [*picture, *asked(parts), *([template.answer(answer)] if answer is not None else [])]
     if settings.style == "chat":
         said: Sequence[Item] = turn(after, answer)
     elif answer is None:

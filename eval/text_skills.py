@@ -91,10 +91,10 @@ class Measured:
 
     def accuracy(self, by_byte: bool = False) -> float:
         """Percent of questions that are right."""
-        return float(np.mean([question[1 + by_byte] for question in self.questions]))
+        return float(np.mean([question[2 if by_byte else 1] for question in self.questions]))
 
     def _sum(self, at: int) -> float:
-        return float(sum(document[at] for document in self.documents))
+        return float(sum(np.array([document[1:] for document in self.documents], dtype=float)[:, at - 1]))
 
 
 def measure(
@@ -283,7 +283,7 @@ def _numbers(one: Measured) -> dict[str, Any]:
     if one.questions:
         found["questions"] = len(one.questions)
         for at, name in enumerate(("accuracy", "accuracy_by_byte"), start=1):
-            scores = [float(question[at]) for question in one.questions]  # type: ignore[arg-type]
+            scores = [float(question[at]) for question in one.questions]
             found[name] = [float(np.mean(scores)), *interval(scores)]
     return found
 
@@ -304,8 +304,7 @@ def _change(before: Measured, after: Measured) -> dict[str, Any]:
     if before.questions:
         for at, name in enumerate(("accuracy", "accuracy_by_byte"), start=1):
             scores = [
-                float(other[at]) - float(one[at])  # type: ignore[arg-type]
-                for one, other in zip(before.questions, after.questions, strict=True)
+                float(other[at]) - float(one[at]) for one, other in zip(before.questions, after.questions, strict=True)
             ]
             found[name] = [float(np.mean(scores)), *interval(scores)]
     return found

@@ -34,8 +34,8 @@ def _task(data: Data, path: Path) -> Task:
     if unknown := test - {_number(file) for file in files}:
         raise UserError(f"{path} names diagram {min(unknown)}, of which {folders[0]} has no questions")
     queries = [(_number(file) in test, query) for file in files for query in _queries(data, file)]
-    parts = [tuple(query for tested, query in queries if tested is part) for part in (True, False)]
-    return Task("ai2d/test", "choices", *parts, metric="choice", choosing="letter", sources=(source(path),))
+    scored, train = (tuple(query for tested, query in queries if tested is part) for part in (True, False))
+    return Task("ai2d/test", "choices", scored, train, metric="choice", choosing="letter", sources=(source(path),))
 
 
 def _number(file: Path) -> str:

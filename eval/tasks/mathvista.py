@@ -75,7 +75,8 @@ def _query(row: dict[str, Any], picture: Path, path: Path) -> Query:
         raise UserError(f"{path}: question {row['pid']} is of multiple choice and has no choices")
     answer = row.get("answer")
     right = () if answer in (None, "") else (str(answer),)
-    metadata = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
+    metadata = row.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
     groups = [row["question_type"], row["answer_type"]]
     groups += [str(metadata[name]) for name in ("task", "context") if metadata.get(name)]
     groups += [str(skill) for skill in metadata.get("skills") or ()]

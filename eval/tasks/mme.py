@@ -49,8 +49,8 @@ def _subtask(folder: Path) -> list[Query]:
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if not line.strip():
                 continue
-            question, tab, answer = (part.strip() for part in line.partition("\t"))
-            if not tab or answer.lower() not in ("yes", "no"):
+            question, _, answer = (part.strip() for part in line.partition("\t"))
+            if answer.lower() not in ("yes", "no"):
                 raise UserError(f"{path}: line {number} is {line!r:.60}; expected a question, a tab, and Yes or No")
             id = f"{folder.name}/{path.stem}/{number}"
             queries.append(Query(id, picture, question, (answer.lower(),), answer, groups=(folder.name,)))

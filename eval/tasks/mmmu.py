@@ -72,17 +72,19 @@ def _query(row: dict[str, Any], path: Path, unpacked: Unpacked) -> Query:
     answer = str(row.get("answer") or "")
     hidden = answer in ("", "?")
     subject = path.parent.name
-    groups, about = (DOMAIN_OF[subject], subject), {"result": {"id": row["id"]}}
+    groups = (DOMAIN_OF[subject], subject)
+    about: dict[str, Any] = {"result": {"id": row["id"]}}
+    right: tuple[str, ...] = ()
     if row["question_type"] == "multiple-choice":
         letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
         if not hidden and answer not in letters:
             raise UserError(f"{path}: question {row['id']} has answer {answer!r} of {len(choices)} choices")
-        right = () if hidden else (choices[letters.index(answer)],)
+        right = right if hidden else (choices[letters.index(answer)],)
         about = {**about, "letter": answer}
         said = right[0] if right else ""
         found = Query(row["id"], pictures[0], question, right, said, choices=tuple(choices), groups=groups, about=about)
     else:
-        right = () if hidden else tuple(_list(answer, path, row["id"]) if answer.startswith("[") else [answer])
+        right = right if hidden else tuple(_list(answer, path, row["id"]) if answer.startswith("[") else [answer])
         said = right[0] if right else ""
         found = Query(row["id"], pictures[0], question, right, said, groups=groups, about=about, kind="vqa")
     return replace(found, others=tuple(pictures[1:]), inline=True)

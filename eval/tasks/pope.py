@@ -16,7 +16,7 @@ from eval.files import ID, Data, check_ids, check_row
 from eval.task import Offer, Query, Task, source
 from mm1.errors import UserError
 
-FIELDS = {"question_id": ID, "image": str, "text": str, "label": str}
+FIELDS: dict[str, type | tuple[type, ...]] = {"question_id": ID, "image": str, "text": str, "label": str}
 WAYS = ("random", "popular", "adversarial")
 NAME = r"(\w+)_pope_(random|popular|adversarial)\.jsonl?"
 

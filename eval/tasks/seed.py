@@ -16,7 +16,14 @@ from eval.task import Offer, Query, Task, source
 from mm1.errors import UserError
 
 LETTERS = "ABCD"
-FIELDS = {"question_id": ID, "data_id": ID, "data_type": str, "question": str, "answer": str}
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "question_id": ID,
+    "data_id": ID,
+    "data_type": str,
+    "question": str,
+    "answer": str,
+}
+FIELDS |= {f"choice_{letter.lower()}": ID for letter in LETTERS}
 FRAMES = "SEED-Bench-video-image"
 
 
@@ -32,7 +39,7 @@ def find(data: Data) -> list[Offer]:
 
 
 def _task(data: Data, path: Path, part: str) -> Task:
-    found = list(rows(path, "questions", {**FIELDS, **{f"choice_{letter.lower()}": ID for letter in LETTERS}}))
+    found = list(rows(path, "questions", FIELDS))
     stills = [row for row in found if row["data_type"] == "image"]
     moving = [row for row in found if row["data_type"] != "image"] if part == "all" else []
     check_ids((str(row["question_id"]) for row in found), path)

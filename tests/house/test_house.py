@@ -28,7 +28,7 @@ ADDRESSES = {
     "gguf": ["mm1/interop/gguf_file.py"],
     "onnx": ["mm1/interop/"],
     "fsspec": ["data_pipelines/cache.py"],
-    "pyarrow": ["data_pipelines/sources/", "data_pipelines/sniff.py"],
+    "pyarrow": ["data_pipelines/sources/", "data_pipelines/sniff.py", "eval/parquet.py"],
     "resiliparse": ["data_pipelines/sources/html.py"],
     "fastwarc": ["data_pipelines/sources/html.py"],
     "zstandard": ["data_pipelines/sources/lines.py", "data_pipelines/sniff.py"],
