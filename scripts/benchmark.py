@@ -7,6 +7,7 @@
     python scripts/benchmark.py decoder            # a step of a sparse decoder beside its dense twin, needs a GPU
     python scripts/benchmark.py train              # a whole training step beside its peer, needs a GPU
     python scripts/benchmark.py plan_check         # what mm1-study plan says beside what runs take, needs a GPU
+    python scripts/benchmark.py checkpoint         # how long a checkpoint of 2B stops training, needs a GPU
     torchrun --nproc_per_node 2 scripts/benchmark.py experts    # sparse layers whose experts GPUs share
     torchrun --nproc_per_node 2 scripts/benchmark.py scale      # a whole training step on one GPU and on several
 
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.checkpoint import checkpoint  # noqa: E402
 from benchmarks.data import data  # noqa: E402
 from benchmarks.experts_parallel import experts  # noqa: E402
 from benchmarks.moe import moe  # noqa: E402
@@ -48,6 +50,7 @@ def main() -> None:
         "scale": scale,
         "plan_check": plan_check,
         "train": train,
+        "checkpoint": checkpoint,
     }
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
 

@@ -14,13 +14,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -30,12 +28,11 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.tensor import DTensor, Replicate
 
 from mm1.errors import UserError
-from mm1.model.pieces import MOMENTS, WEIGHTS, take_apart
+from mm1.model.pieces import WEIGHTS, take_apart
 from mm1.runs import Run
 from mm1.train.placing import boxed
 from mm1.train.shard_writer import ShardWriter, link, tidy
 from mm1.train.stage import Stage
-from mm1.train.strategy import Sharded
 
 PARTS = "parts"
 PATIENCE = timedelta(hours=2)  # of ranks with the slowest disk
@@ -81,76 +78,82 @@ class Background:
     """Writes the checkpoints of a run; all ranks make one when training starts, and call it after the same steps.
 
     Args:
-        trainer: Of the run.
+        run: Whose they are.
+        device: Where this rank's tensors are.
+        optimizers: What changes them: their steps wait for copies.
         prune: Takes away what is no longer to be kept; called on the first rank when a checkpoint is whole.
+        rank: This one.
+        ranks: All of them.
     """
 
-    def __init__(self, trainer: lightning.Trainer, prune: Callable[[int], None]) -> None:
-        self.trainer, self.prune, self.run = trainer, prune, Run(trainer.default_root_dir)
-        self.stage, self.planner = Stage(trainer.strategy.root_device), Planner()
+    def __init__(
+        self,
+        run: Run,
+        device: torch.device,
+        optimizers: Iterable[torch.optim.Optimizer],
+        prune: Callable[[int], None],
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.run, self.prune, self.rank, self.ranks = run, prune, rank, ranks
+        self.stage, self.planner = Stage(device), Planner()
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.job: Job | None = None
         self.group, self.votes = None, None
         self.vote: tuple[Any, Tensor] | None = None
-        self.changing: list[str] = []
-        if trainer.world_size > 1:
+        if ranks > 1:
             self.group, self.votes = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
-        if trainer.is_global_zero:
+        if rank == 0:
             tidy(self.run.last.parent)
-        self.hooks = [o.register_step_pre_hook(lambda *_: self.stage.release()) for o in trainer.optimizers]
+        self.hooks = [o.register_step_pre_hook(lambda *_: self.stage.release()) for o in optimizers]
 
-    def prepare(self) -> None:
-        """Ask for host memory ahead, when the optimizer has its moments."""
-        strategy = self.trainer.strategy
-        with in_parts(strategy):
-            weights = strategy.lightning_module_state_dict()
-            moments = [strategy.optimizer_state(optimizer) for optimizer in self.trainer.optimizers]
-        _, tensors = take_apart({WEIGHTS: weights, MOMENTS: moments})
-        self.stage.prepare(self._locals(tensors)[1])
-
-    def save(self, name: Path) -> None:
-        """Begin a checkpoint of the step that was done last; of one that has begun, give it another name.
+    def prepare(self, checkpoint: dict[str, Any]) -> None:
+        """Ask for host memory ahead, when the optimizer has its moments.
 
         Args:
+            checkpoint: At least ``state_dict`` and ``optimizer_states`` as they are on this rank.
+        """
+        self.stage.prepare(self._locals(take_apart(checkpoint)[1])[1])
+
+    def save(self, step: int, name: Path, make: Callable[[], dict[str, Any]], changing: Iterable[str] = ()) -> None:
+        """Begin a checkpoint; of one that has begun, give it another name.
+
+        Args:
+            step: The step that was done last.
             name: What is to lead to it: ``last.ckpt`` or ``best.ckpt`` of the run.
+            make: Gives Lightning's checkpoint, tensors as they are on this rank.
+            changing: Names of weights that change before the optimizer's step, as buffers do.
 
         Raises:
             UserError: The one before could not be written.
         """
-        step, trainer = self.trainer.global_step, self.trainer
         if self.job is not None and self.job.step == step:
-            if trainer.is_global_zero:
+            if self.rank == 0:
                 self.job.name(name)
             return
         self.wait()  # its memory is needed
-        with in_parts(trainer.strategy):
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        state, tensors = take_apart(checkpoint)
+        state, tensors = take_apart(make())
         mine, here = self._locals(tensors)
-        module = trainer.lightning_module
-        self.stage.copy(here, {f"{WEIGHTS}.{buffer}" for buffer, _ in module.named_buffers()})
+        self.stage.copy(here, {f"{WEIGHTS}.{buffer}" for buffer in changing})
         data = io.BytesIO()
-        if trainer.is_global_zero:
+        if self.rank == 0:
             torch.save(state, data)
         self.job = Job(step, self.run.kept(step), [name])
         self.job.future = self.thread.submit(self._write, self.job, mine, data.getvalue())
 
     def _locals(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What this rank is to write, and its own parts of it."""
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
         whole = {name: t.full_tensor() for name, t in tensors.items() if isinstance(t, DTensor) and _summands(t)}
-        mine = {name: whole.get(name, tensors[name]) for name in owned({**tensors, **whole}, rank, ranks)}
+        mine = {name: whole.get(name, tensors[name]) for name in owned({**tensors, **whole}, self.rank, self.ranks)}
         here = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in mine.items()}
         return {name: boxed(t) for name, t in mine.items()}, {name: tensor.detach() for name, tensor in here.items()}
 
     def _write(self, job: Job, tensors: dict[str, Tensor], state: bytes) -> None:
-        trainer = self.trainer
-
         def whole() -> None:
             job.be_whole()
             self.prune(job.step)
 
-        writer = ShardWriter(job.folder, trainer.global_rank, trainer.world_size, self.stage, state, whole)
+        writer = ShardWriter(job.folder, self.rank, self.ranks, self.stage, state, whole)
         try:
             alone = self.group is None
             dcp.save(
@@ -161,7 +164,7 @@ class Background:
                 no_dist=alone,
             )
         except BaseException:
-            if trainer.is_global_zero:  # the others have ended as well
+            if self.rank == 0:  # the others have ended as well
                 shutil.rmtree(writer.temporary, ignore_errors=True)
             raise
 
@@ -180,7 +183,7 @@ class Background:
             ended = False
             if self.vote is not None:
                 self.vote[0].wait()
-                ended = int(self.vote[1]) == self.trainer.world_size
+                ended = int(self.vote[1]) == self.ranks
             if not ended:
                 done = torch.tensor(int(self.job.future.done()), device="cpu")
                 self.vote = dist.all_reduce(done, group=self.votes, async_op=True), done
@@ -229,11 +232,6 @@ class Planner(DefaultSavePlanner):
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
         """All tensors come as one value, since around each value torch spends as much as on planning it."""
         super().set_up_planner(state_dict[PARTS], storage_meta, is_coordinator)
-
-
-def in_parts(strategy: Any) -> AbstractContextManager[None]:
-    """Within it the strategy's states are those of this rank, and no tensor is sent or copied."""
-    return strategy.in_parts() if isinstance(strategy, Sharded) else nullcontext()
 
 
 def owned(tensors: Mapping[str, Tensor], rank: int, ranks: int) -> list[str]:

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mm1.batch import Batch
 from mm1.errors import UserError, at_least
+from mm1.model.pieces import MOMENTS, WEIGHTS
 from mm1.model.stored import CHECKPOINT_FORMAT
 from mm1.runs import Run
 from mm1.train.background import Background, unwritten
@@ -99,14 +101,17 @@ class SaveLast(BetweenSteps):
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         big = isinstance(trainer.strategy, Sharded) or parameters >= BIG_PARAMETERS
         if self.layout == "sharded" or (self.layout == "auto" and big):
-            self.background = Background(trainer, lambda step: self._prune(Run(trainer.default_root_dir), step))
+            run = Run(trainer.default_root_dir)
+            place = (trainer.global_rank, trainer.world_size)
+            device = trainer.strategy.root_device
+            self.background = Background(run, device, trainer.optimizers, lambda step: self._prune(run, step), *place)
 
     def between(self, trainer: lightning.Trainer, step: int, last: bool) -> None:
         """Save when it is time."""
         if self.background is not None:
             self.background.poll()
             if not self.prepared:
-                self.background.prepare()
+                self.background.prepare(_tensors(trainer))
                 self.prepared = True
         if last or step % self.every_n_steps == 0:
             self.save(trainer, step)
@@ -235,9 +240,10 @@ def save(trainer: lightning.Trainer, path: Path) -> None:
         UserError: It cannot be written, such as on a disk that is full; the old one is as it was.
     """
     if (background := _background(trainer)) is not None:
-        background.save(path)
+        changing = [name for name, _ in trainer.lightning_module.named_buffers()]
+        background.save(trainer.global_step, path, lambda: _in_parts(trainer, _dumped), changing)
         return
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    checkpoint = _dumped(trainer)
     fault = _write(checkpoint, path) if trainer.is_global_zero else None
     fault = trainer.strategy.broadcast(fault)  # so that none waits for a rank that has stopped
     if fault is not None:
@@ -252,6 +258,28 @@ def settle(trainer: lightning.Trainer) -> None:
     """
     if (background := _background(trainer)) is not None:
         background.wait()
+
+
+def _dumped(trainer: lightning.Trainer) -> dict[str, Any]:
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def _tensors(trainer: lightning.Trainer) -> dict[str, Any]:
+    """As :func:`_dumped`, of what takes memory."""
+    return _in_parts(
+        trainer,
+        lambda trainer: {
+            WEIGHTS: trainer.strategy.lightning_module_state_dict(),
+            MOMENTS: [trainer.strategy.optimizer_state(optimizer) for optimizer in trainer.optimizers],
+        },
+    )
+
+
+def _in_parts(trainer: lightning.Trainer, make: Callable[[lightning.Trainer], dict[str, Any]]) -> dict[str, Any]:
+    """What it makes of a strategy that neither sends nor copies tensors."""
+    strategy = trainer.strategy
+    with strategy.in_parts() if isinstance(strategy, Sharded) else contextlib.nullcontext():
+        return make(trainer)
 
 
 def _background(trainer: lightning.Trainer) -> Background | None:
