@@ -22,6 +22,7 @@ from eval.harness import run
 from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
 from eval.scores import FORMAT, rescore, table
+from eval.serve import command as serving
 from eval.store import Answer, read_answers
 from eval.stored import DOES, add, in_java
 from eval.task import Kind, discover, offers
@@ -87,6 +88,7 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("text", _reading(), help="text-only skills, before and after tuning")
     add(commands)
     judging.add(commands)
+    serving.add(commands)
     for harness, about in harnesses.ABOUT.items():
         commands.add_subcommand(harness, ArgumentParser(description=about), help=about.split(".")[0])
     return whole
@@ -118,7 +120,7 @@ def _main() -> None:
         if not isinstance(arguments.run[kind], Namespace):
             raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
     does = {"run": _run, "ask": _ask, "score": _score, "compare": _compare, "contamination": _contamination}
-    does |= {"text": _text, "judge": judging.run, **DOES}
+    does |= {"text": _text, "judge": judging.run, "serve": serving.run, **DOES}
     does[command](whole.instantiate(arguments)[command])
 
 

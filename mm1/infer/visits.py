@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from mm1.model.decoder import Decoder
@@ -17,6 +18,24 @@ from mm1.model.moe.routing import Routing
 Visits = dict[int, tuple[int, ...]]
 
 
+Weights = dict[int, tuple[tuple[int, float], ...]]
+
+
+@contextmanager
+def weighed(decoder: Decoder) -> Iterator[Weights]:
+    """The same as :func:`watched` with weights: what an expert's answer is multiplied by, the heaviest first.
+
+    Where a position falls into sub-tokens, an expert's weight is the mean over all of them.
+    """
+    weights: Weights = {}
+    hooks = [router.register_forward_hook(partial(_weigh, weights, layer)) for layer, router in _routers(decoder)]
+    try:
+        yield weights
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @contextmanager
 def watched(decoder: Decoder) -> Iterator[Visits]:
     """Experts that the last position read has visited, by layer (counted from 0), the highest share first.
@@ -25,18 +44,33 @@ def watched(decoder: Decoder) -> Iterator[Visits]:
     position falls into sub-tokens, the experts of all of them are told, the highest mean share first.
     """
     visits: Visits = {}
-    hooks = [
-        module.register_forward_hook(partial(_note, visits, index))
-        for index, layer in enumerate(decoder.layers)
-        if isinstance(layer.ffn, Mixture)
-        for module in layer.ffn.modules()
-        if isinstance(module, Router)
-    ]
+    hooks = [router.register_forward_hook(partial(_note, visits, layer)) for layer, router in _routers(decoder)]
     try:
         yield visits
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _routers(decoder: Decoder) -> list[tuple[int, Router]]:
+    return [
+        (index, module)
+        for index, layer in enumerate(decoder.layers)
+        if isinstance(layer.ffn, Mixture)
+        for module in layer.ffn.modules()
+        if isinstance(module, Router)
+    ]
+
+
+def _weigh(weights: Weights, layer: int, module: Router, inputs: tuple[Any, ...], routing: Routing) -> None:
+    rows = routing.choice.rows(module.experts)
+    experts_R = torch.repeat_interleave(torch.arange(module.experts, device=rows.counts_E.device), rows.counts_E)
+    weight_E = torch.zeros(module.experts, device=rows.weights_R.device).index_add_(
+        0, experts_R, rows.weights_R.float()
+    )
+    mean_E = (weight_E / routing.shares_BTE[..., 0].numel()).tolist()
+    found = [(expert, weight) for expert, weight in enumerate(mean_E) if weight > 0]
+    weights[layer] = tuple(sorted(found, key=lambda pair: -pair[1]))
 
 
 def _note(visits: Visits, layer: int, module: nn.Module, inputs: tuple[Any, ...], routing: Routing) -> None:

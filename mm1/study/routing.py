@@ -18,7 +18,7 @@ from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError, at_least
 from mm1.infer.assistant import Assistant
 from mm1.model.connector import AttentionPool
-from mm1.page import environment, write
+from mm1.page import environment, palette, write
 from mm1.runs import Run
 from mm1.study import plots, routing_found, routing_plots
 from mm1.study.plots import Curve
@@ -82,7 +82,7 @@ def routing(
             recorded=recorded,
             corpus=(corpus or Path(data["corpus"])).name,
             version=mm1.__version__,
-            palette=routing_plots.palette(recorded.experts),
+            palette=palette(recorded.experts),
             findings=findings(recorded, loads(recorded), kept),
             heats=heats(recorded),
             words=words(recorded, shown, assistant.tokenizer),
@@ -149,7 +149,7 @@ def spelled(tokenizer: Tokenizer, token: int) -> str:
 
 def pictures(recorded: Recorded, shown: Sequence[int], assistant: Assistant) -> list[dict[str, Any]]:
     """Some pictures, and for some layers their cells in the colours of their experts."""
-    colours = routing_plots.palette(recorded.experts)
+    colours = palette(recorded.experts)
     return _pictures(recorded, shown, assistant, {at: (recorded.best_M[at], colours) for at in shown})
 
 

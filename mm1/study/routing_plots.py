@@ -10,7 +10,6 @@ from math import isqrt
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -19,16 +18,6 @@ from mm1.study.plots import COLOURS, OVER, STYLE, UNDER, canvas, svg
 NUMBERED = 16  # experts up to which every cell has room for its number
 SIDE_PX = 208
 OVERLAY = 150  # opacity of a cell over its picture, of 255
-FEW = ("#2e6fb7", "#d9762b", "#3a9a78", "#b0509e", "#c9a227", "#6a5acd", "#c8504f", "#5aa9c9", "#8a6d4b", "#7f9c3b")
-
-
-def palette(experts: int) -> list[str]:
-    """A colour for each expert: ten chosen ones, or hues all around in three brightnesses."""
-    if experts <= len(FEW):
-        return list(FEW[:experts])
-    hues = [(0.618 * at) % 1 for at in range(experts)]  # neighbours lie far apart on the circle
-    shades = [hsv_to_rgb((hue, (0.75, 0.55, 0.85)[at % 3], (0.85, 0.7, 0.55)[at % 3])) for at, hue in enumerate(hues)]
-    return ["#" + "".join(f"{round(255 * part):02x}" for part in shade) for shade in shades]
 
 
 def by_layer(relative_LE: np.ndarray, layers: Sequence[int], description: str) -> str:

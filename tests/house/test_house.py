@@ -35,6 +35,7 @@ ADDRESSES = {
     "matplotlib": ["mm1/study/"],
     "py3langid": ["data_pipelines/steps/text.py"],
     "rensa": ["data_pipelines/steps/duplicates.py"],
+    "gradio": ["eval/serve/"],
     "ray": ["data_pipelines/engines.py"],
     "lm_eval": ["eval/adapters/lm.py"],
     "lmms_eval": ["eval/adapters/lmms.py"],

@@ -19,11 +19,12 @@ import mm1
 from mm1.batch import IGNORE, IMAGE, Batch
 from mm1.errors import UserError
 from mm1.model.build import build
+from mm1.page import palette
 from mm1.runs import Run
 from mm1.study.__main__ import main
 from mm1.study.routing import routing
 from mm1.study.routing_found import apart, different, experts, findings, loads, pairs, saturation
-from mm1.study.routing_plots import cells, palette
+from mm1.study.routing_plots import cells
 from mm1.study.routing_record import Recorded, Recorder, held_out, routers_of
 from tests.conftest import IMAGE_TOKENS, ROW_TOKENS, fit, run_config
 
