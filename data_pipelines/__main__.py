@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mm1.errors import UserError, door, underscored
+from mm1.sample import WHOLE, Views
 
 
 def scenes(folder: Path, *, worlds: int = 10_000, test_worlds: int = 160, image_px: int = 64, seed: int = 0) -> None:
@@ -62,6 +63,7 @@ def shards(
     shard_bytes: int = 256_000_000,
     cut: Literal["sentences", "words", "items", "never"] = "sentences",
     part_rows: int = 2048,
+    views: Views = WHOLE,
     strict: bool = False,
     workers: int = 0,
 ) -> None:
@@ -72,7 +74,7 @@ def shards(
         out: Corpus folder, with its tokenizer.
         row_tokens: Positions of a row; a longer document is cut.
         tokens_per_image: Positions of a picture, as the connector makes them.
-        images_per_row: The most pictures of a row.
+        images_per_row: The most pictures of a row, each view one of them.
         image_px: Side at which pictures are stored, that of the model.
         resize: How pictures become square, that of the model.
         interpolation: How pictures are resized, that of the model.
@@ -83,27 +85,15 @@ def shards(
         shard_bytes: Size at which a shard is closed.
         cut: Where a document that is longer than a row may be cut; words fills rows to the end.
         part_rows: Rows of a raw file that are one unit of work and have shards of their own.
+        views: In which views a picture is shown, as the model takes it: rows, columns, overview, separator.
         strict: Stop at the first thing that is broken instead of counting it.
         workers: Processes; 0 takes one per core, at most 8.
     """
+    given = dict(locals())
     from data_pipelines.describe import describe as table
     from data_pipelines.pipeline import Settings, build
 
-    settings = Settings(
-        row_tokens=row_tokens,
-        tokens_per_image=tokens_per_image,
-        images_per_row=images_per_row,
-        image_px=image_px,
-        resize=resize,
-        interpolation=interpolation,
-        keep_pictures=keep_pictures,
-        captions_per_image=captions_per_image,
-        also=also,
-        val_share=val_share,
-        shard_bytes=shard_bytes,
-        cut=cut,
-        part_rows=part_rows,
-    )
+    settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
     print(table(build(data, out, settings, strict=strict, workers=workers or min(os.cpu_count() or 1, 8))))
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import PIL.Image
 
 from data_pipelines.cut import Limits, cut
 from data_pipelines.sources import Draft, Place, Rejection
 from data_pipelines.steps import Pictures
+from mm1.batch import ImageSpec
 from mm1.data.encode import text_tokens
 from mm1.data.fingerprint import Fingerprint, Known
-from mm1.data.image import PictureError, scale
+from mm1.data.image import PictureError, field_of, lay_out, scale
 from mm1.data.tokenizer import Tokenizer
 from mm1.sample import Image, Sample, Text
 
@@ -44,23 +44,22 @@ class Finish:
     Args:
         tokenizer: Counts positions.
         limits: What a row takes.
-        image_px: Side at which pictures are stored; ``None`` keeps the files as they are.
-        resize: As in ``mm1.batch.ImageSpec``.
-        interpolation: As in ``mm1.batch.ImageSpec``.
+        spec: At which size pictures are stored, and in which views.
         scored: Pictures that may not be trained on.
+        keep_pictures: Whether files are stored as they are.
     """
 
     tokenizer: Tokenizer
     limits: Limits
-    image_px: int | None
-    resize: Literal["squash", "crop", "pad"]
-    interpolation: Literal["bicubic", "bilinear"]
+    spec: ImageSpec
     scored: Known
+    keep_pictures: bool = False
 
     def __call__(self, draft: Draft | Rejection, pictures: Pictures) -> Finished:
         if isinstance(draft, Rejection):
             return Finished("", [], [draft])
         items: list[Text | Image] = []
+        shown: dict[int, tuple[Text | Image, ...]] = {}
         rejections = list(draft.lost)
         broken = False
         for item in draft.items:
@@ -68,7 +67,9 @@ class Finish:
                 items.append(item)
                 continue
             try:
-                items.append(Image(self._picture(item, pictures)))
+                views = self._views(item, pictures)
+                items.append(image := Image(b""))  # which views take the place of once the document is cut
+                shown[id(image)] = views
             except _Scored:
                 return Finished(draft.group, [], [Rejection(draft.id, "picture is scored", fault=False)])
             except PictureError as error:
@@ -76,24 +77,39 @@ class Finish:
                 broken = True
         if broken and not (draft.loose and any(isinstance(item, Text) for item in items)):
             return Finished(draft.group, [], rejections)
-        return self._cut(Sample(tuple(items), draft.source, draft.id), draft.group, rejections)
+        return self._cut(Sample(tuple(items), draft.source, draft.id), draft.group, rejections, shown)
 
-    def _picture(self, place: Place, pictures: Pictures) -> bytes:
+    def _views(self, place: Place, pictures: Pictures) -> tuple[Text | Image, ...]:
+        """What stands in a picture's place: it at its size, or its views with their separators."""
         data, picture = pictures.data(place), pictures.pixels(place)
         if len(self.scored) and pictures.fingerprint(place) in self.scored:
             raise _Scored
-        if self.image_px is None:
-            return data
-        scaled = scale(picture, self.image_px, self.resize, self.interpolation)
-        if scaled is picture and data.startswith(READY):
-            return data
-        return _jpeg(scaled)
+        if self.keep_pictures:
+            return (Image(data),)
+        spec, whole, laid_out = self.spec, Image(data), None
+        items: list[Text | Image] = []
+        for item in spec.views.of(whole):
+            if isinstance(item, Text):
+                items.append(item)
+            elif item.part is None:
+                items.append(Image(self._whole(data, picture)))
+            else:
+                laid_out = laid_out or lay_out(picture, spec.views.rows, spec.views.columns, spec)
+                items.append(Image(_jpeg(field_of(laid_out, item.part))))
+        return tuple(items)
 
-    def _cut(self, sample: Sample, group: str, rejections: list[Rejection]) -> Finished:
+    def _whole(self, data: bytes, picture: PIL.Image.Image) -> bytes:
+        scaled = scale(picture, self.spec.size_px, self.spec.resize, self.spec.interpolation)
+        return data if scaled is picture and data.startswith(READY) else _jpeg(scaled)
+
+    def _cut(
+        self, sample: Sample, group: str, rejections: list[Rejection], shown: dict[int, tuple[Text | Image, ...]]
+    ) -> Finished:
         pieces, lost = cut(sample.items, self.tokenizer, self.limits)
         rejections = rejections + [Rejection(sample.id, reason, fault=False) for reason in lost]
         names = [sample.id] if len(pieces) == 1 else [f"{sample.id}/{number}" for number in range(len(pieces))]
-        samples = [replace(sample, items=items, id=name) for items, name in zip(pieces, names, strict=True)]
+        whole = [tuple(one for item in piece for one in shown.get(id(item), (item,))) for piece in pieces]
+        samples = [replace(sample, items=items, id=name) for items, name in zip(whole, names, strict=True)]
         return Finished(group, [(piece, text_tokens(piece.items, self.tokenizer)) for piece in samples], rejections)
 
 

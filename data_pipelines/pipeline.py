@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from data_pipelines.parts import SPLITS, Job, Part, Survey, Tally, Walk, clear, 
 from data_pipelines.settings import Settings
 from data_pipelines.sources import Rejection, Source, scored_pictures, sources
 from data_pipelines.steps import Alike, Step, told
+from mm1.batch import ImageSpec
+from mm1.data.encode import picture_positions
 from mm1.data.fingerprint import Known
 from mm1.data.shards import DAMAGED, FORMAT
 from mm1.data.tokenizer import Tokenizer, find
@@ -98,7 +100,7 @@ class Pipeline:
         tokenizer, settings = Tokenizer(find(out)), self.settings
         parts = {name: parts_of(name, readers, settings.part_rows) for name, readers in self.inputs.items()}
         pictures = scored_pictures(self.scored) if self.scored else []
-        about = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, **asdict(settings), "also": [*settings.also]}
+        about = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, **settings.record()}
         base = _hash([about, self.strict, [stat(path) for path in pictures], [told(step) for step in self.steps]])
         surveys = self._surveys(parts, engine)
         thresholds = {name: _threshold(found, settings.val_share) for name, found in surveys.items()}
@@ -111,9 +113,7 @@ class Pipeline:
         known, unreadable = self._scored(pictures, engine)
         about["scored"] = {"pictures": len(known), "unreadable": unreadable}
         walk = Walk(tuple(self.steps), self._lost(out, parts, surveys, every, engine))
-        limits = Limits(settings.row_tokens, settings.images_per_row, settings.tokens_per_image, settings.cut)
-        image_px = None if settings.keep_pictures else settings.image_px
-        finish = Finish(tokenizer, limits, image_px, settings.resize, settings.interpolation, known)
+        finish = Finish(tokenizer, _limits(settings, tokenizer), _spec(settings), known, settings.keep_pictures)
         stamps = {
             (name, part.number): _hash([base, thresholds[name], found.stamp, _losses(walk, part)])
             for name in parts
@@ -197,6 +197,29 @@ class Pipeline:
         splits = {split: {**tally.split[split], "shards": shards[split]} for split in SPLITS}
         steps = {"steps": tally.steps} if tally.steps else {}
         return {"stamp": stamp, "parts": len(parts), **splits, **steps, "dropped": tally.dropped}
+
+
+def _limits(settings: Settings, tokenizer: Tokenizer) -> Limits:
+    """What a row takes, its pictures counted whole: a document is cut before its pictures are."""
+    views = settings.views
+    positions = picture_positions(views, tokenizer, settings.tokens_per_image)
+    if settings.row_tokens < positions + 3:
+        in_views = views.count * settings.tokens_per_image
+        raise UserError(
+            f"row_tokens is {settings.row_tokens}; a picture of {views} x {settings.tokens_per_image} tokens and "
+            f"{positions - in_views} of separators with begin, end and a word takes at least {positions + 3}"
+        )
+    return Limits(settings.row_tokens, settings.images_per_row // views.count, positions, settings.cut)
+
+
+def _spec(settings: Settings) -> ImageSpec:
+    return ImageSpec(
+        settings.image_px,
+        settings.tokens_per_image,
+        resize=settings.resize,
+        interpolation=settings.interpolation,
+        views=settings.views,
+    )
 
 
 def _threshold(surveys: list[Survey], val_share: float) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isqrt
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipelines.cut import How
 from mm1.errors import UserError, at_least
+from mm1.sample import WHOLE, Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,8 @@ class Settings:
 
     Args:
         row_tokens: Positions of a row; no document is longer.
-        tokens_per_image: Positions of a picture, as the connector makes them.
-        images_per_row: Pictures of a row.
+        tokens_per_image: Positions of a picture, as the connector makes them; of several views, those of each.
+        images_per_row: Pictures of a row, each view one of them.
         image_px: Side at which pictures are stored, that of the model.
         resize: ``squash``, ``crop`` or ``pad``, that of the model's image encoder.
         interpolation: ``bicubic`` or ``bilinear``.
@@ -28,6 +29,7 @@ class Settings:
         shard_bytes: Size at which a shard is closed.
         cut: Where a document that is longer than a row may be cut: ``sentences``, ``words``, ``items`` or ``never``.
         part_rows: Rows of a raw file that are one unit of work and have shards of their own.
+        views: In which views a picture is shown, as the model takes it; they are cut when shards are written.
     """
 
     row_tokens: int = 512
@@ -43,6 +45,7 @@ class Settings:
     shard_bytes: int = 256_000_000
     cut: How = "sentences"
     part_rows: int = 2048
+    views: Views = WHOLE
 
     def __post_init__(self) -> None:
         names = ("tokens_per_image", "images_per_row", "image_px", "captions_per_image", "shard_bytes", "part_rows")
@@ -51,10 +54,26 @@ class Settings:
             raise UserError(
                 f"tokens_per_image is {self.tokens_per_image}; expected a square such as 16 or 144, as connectors make"
             )
-        if self.row_tokens < self.tokens_per_image + 3:
+        views, positions = self.views.count, self.views.count * self.tokens_per_image
+        if self.row_tokens < positions + 3:
+            what = f"{self.tokens_per_image} tokens (tokens_per_image)"
+            if views > 1:
+                what = f"{self.views} x {self.tokens_per_image} = {positions} tokens (views, tokens_per_image)"
             raise UserError(
-                f"row_tokens is {self.row_tokens}; a picture of {self.tokens_per_image} tokens (tokens_per_image) with "
-                f"begin, end and a word takes at least {self.tokens_per_image + 3}"
+                f"row_tokens is {self.row_tokens}; a picture of {what} with begin, end and a word takes at least "
+                f"{positions + 3}"
             )
+        if views > self.images_per_row:
+            raise UserError(
+                f"images_per_row is {self.images_per_row}; a picture is shown in {self.views}, so rows of at least "
+                f"{views} are expected"
+            )
+        if views > 1 and self.keep_pictures:
+            raise UserError("keep_pictures stores files as they are, and views are cut; expected one of both")
         if not 0 <= self.val_share <= 0.5:
             raise UserError(f"val_share is {self.val_share}; expected a share between 0 and 0.5")
+
+    def record(self) -> dict[str, Any]:
+        """As the manifest keeps it; whole pictures, as all were before there were views, go without saying."""
+        told = {**asdict(self), "also": [*self.also]}
+        return {name: value for name, value in told.items() if name != "views" or self.views.count > 1}

@@ -19,11 +19,12 @@ from tqdm import tqdm
 from eval.phrases import Phrases, words
 from eval.pictures import read
 from eval.task import Task
+from mm1.batch import ImageSpec
 from mm1.data.fingerprint import Fingerprint, Known, fingerprint
-from mm1.data.image import decode, scale
+from mm1.data.image import decode, field_of, lay_out, scale
 from mm1.data.shards import ShardSet, read_manifest
 from mm1.errors import UserError
-from mm1.sample import Image, Text
+from mm1.sample import Image, Part, Text, Views
 
 AT_ONCE = 256  # pictures held for the threads
 SHOWN = 10  # of what was found, as examples
@@ -160,8 +161,15 @@ def _leaks(task: Task, pictures: set[Path], said: set[tuple[str, ...]]) -> Leaks
 def _looks(data: bytes, manifests: list[dict[str, Any]]) -> list[Fingerprint]:
     """A scored picture as it is, and as each corpus would hold it: cut to its centre it looks different."""
     picture = decode(data)
-    squares = (scale(picture, about["image_px"], about["resize"], about["interpolation"]) for about in manifests)
-    return [fingerprint(data, one) for one in (picture, *squares)]
+    looks = [picture]
+    for about in manifests:
+        looks.append(scale(picture, about["image_px"], about["resize"], about["interpolation"]))
+        views = Views(**about.get("views", {}))
+        if views.count > 1:  # also where the whole picture is not among them
+            spec = ImageSpec(about["image_px"], 0, resize=about["resize"], interpolation=about["interpolation"])
+            laid_out = lay_out(picture, views.rows, views.columns, spec)
+            looks.append(field_of(laid_out, Part(0, 0, views.rows, views.columns)))
+    return [fingerprint(data, one) for one in looks]
 
 
 class _Trained:

@@ -47,7 +47,7 @@ def prepare(picture: bytes | Image, spec: ImageSpec) -> Tensor:
     if picture.part is None:
         return square(decode(picture.data), spec)
     whole = _laid_out(picture.data, picture.part.rows, picture.part.columns, spec)
-    return _channels_first(field(whole, picture.part))
+    return _channels_first(field_of(whole, picture.part))
 
 
 @lru_cache(maxsize=16)  # the fields of a picture are asked for one after the other
@@ -61,7 +61,7 @@ def lay_out(picture: PIL.Image.Image, rows: int, columns: int, spec: ImageSpec) 
     return _filled(scale(picture, size, spec.resize, spec.interpolation), size, spec)
 
 
-def field(whole: PIL.Image.Image, part: Part) -> PIL.Image.Image:
+def field_of(whole: PIL.Image.Image, part: Part) -> PIL.Image.Image:
     """One field of a picture that was laid out."""
     width, height = whole.width // part.columns, whole.height // part.rows
     left, top = part.column * width, part.row * height

@@ -14,6 +14,7 @@ from mm1.data.augment import Augment
 from mm1.data.mixture import DEFAULT_WEIGHTS, Unit, Weight, check_weights, shares_of, weight_at
 from mm1.data.shards import ShardSet
 from mm1.errors import UserError, at_least
+from mm1.sample import WHOLE, Views
 
 WhenExhausted = Literal["repeat", "drop", "stop"]
 
@@ -69,6 +70,11 @@ class Recipe:
             raise UserError(
                 f"data.max_epochs names {min(unknown)!r}; expected sources that data.weights gives a share, "
                 f"which are {', '.join(self.names)}"
+            )
+        if self.augment is not None and self.image_spec.views.count > 1:
+            raise UserError(
+                f"data.augment would vary each of a picture's {self.image_spec.views} for itself; expected no "
+                f"data.augment, or one view"
             )
         if self.rows_per_step % self.streams:
             raise UserError(
@@ -168,6 +174,12 @@ def check_corpus(manifest: Mapping[str, Any], fingerprint: str, recipe: Recipe) 
         ("resize", spec.resize, "model.model.vision"),
         ("interpolation", spec.interpolation, "model.model.vision"),
     ]
+    views = Views(**manifest["views"]) if "views" in manifest else WHOLE
+    if views != spec.views:
+        raise UserError(
+            f"{recipe.corpus} shows a picture in {views}, this run in {spec.views}: change model.model.views or write "
+            f"the shards again"
+        )
     for key, expected, setting in [*fixed, *(() if manifest["keep_pictures"] else stored)]:
         if manifest[key] != expected:
             raise UserError(

@@ -5,6 +5,7 @@ MM1 fine-tunes its encoder at higher resolutions this way (section 5, position-e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+FOLLOWED = "followed_grid"
 
 
 def follow_grid(module: nn.Module, name: str, grid: int, prefix_tokens: int = 0) -> None:
@@ -26,6 +29,20 @@ def follow_grid(module: nn.Module, name: str, grid: int, prefix_tokens: int = 0)
 
     hook = partial(_resample_before_load, name=name, grid=grid, prefix_tokens=prefix_tokens)
     module.register_load_state_dict_pre_hook(hook)
+    setattr(module, FOLLOWED, (name, grid, prefix_tokens))
+
+
+def resampled(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """The same weights with every position table as large as ``model`` wants it; as they are where all fit."""
+    tables = {}
+    for owner, module in model.named_modules():
+        name, grid, prefix_tokens = getattr(module, FOLLOWED, ("", 0, 0))
+        path = f"{owner}.{name}" if owner else name
+        if name and path in state:
+            table = state[path]
+            if (fitting := resample_positions(table, grid, prefix_tokens)) is not table:
+                tables[path] = fitting
+    return {**state, **tables} if tables else state
 
 
 def _resample_before_load(

@@ -22,6 +22,7 @@ from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
 from mm1.model.pieces import AtRest, InPieces, Pieces, is_sharded
+from mm1.model.positions import resampled
 
 FORMAT = 1  # of exported folders
 CHECKPOINT_FORMAT = 3  # of training checkpoints
@@ -102,6 +103,7 @@ def fill(model: MM1, weights: Mapping[str, Tensor], origin: str) -> None:
     Raises:
         UserError: They do not fit (:func:`check_fits`).
     """
+    weights = resampled(weights, model)
     check_fits(weights, model.state_dict(), f"{origin} does not fit its model configuration")
     model.load_state_dict(weights, assign=True)
 

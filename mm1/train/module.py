@@ -18,6 +18,7 @@ from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
+from mm1.model.positions import resampled
 from mm1.model.stored import check_fits, read, upgrade
 from mm1.train.adafactor import Adafactor
 from mm1.train.held_out import HeldOutLoss
@@ -101,14 +102,15 @@ class Objective(lightning.LightningModule):
 
     def _take_over(self, path: Path) -> None:
         found = read(path)
-        check_fits(found.weights, self.model.state_dict(), f"{path} does not fit model.model of this run")
+        weights = resampled(found.weights, self.model)
+        check_fits(weights, self.model.state_dict(), f"{path} does not fit model.model of this run")
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         if tokenizer.proto != found.tokenizer:
             raise UserError(
                 f"{path} was trained with another tokenizer than {self.trainer.datamodule.recipe.corpus} was written "  # type: ignore[attr-defined]
                 f"with, its ids would mean other words; write the shards of data.corpus with the checkpoint's tokenizer"
             )
-        take_over(self.model, found.weights)
+        take_over(self.model, weights)
         self.origin_json = found.origin_json
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
