@@ -45,7 +45,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of a micro-batch."""
-        return self.job.rows(self.on.gpus)
+        return self.job.rows(self.on)
 
     @property
     def peak_gib(self) -> float:
@@ -77,6 +77,10 @@ class Plan:
         """In what this goes beyond the runs that rates were measured in."""
         found = [] if self.card.measured else [f"rates of an {self.card.name} taken as the H200's shares"]
         found += [f"{self.on.gpus} GPUs (measured: 1 and 2)"] if self.on.gpus > 2 else []
+        if self.on.tensor > 1:
+            found.append(f"layers cut by {self.on.tensor} ranks (no run)")
+        if self.job.mixed and self.on.gpus > 1:
+            found.append("weights gathered in bf16 (no run)")
         size = parameters(self.job.model).total
         return found + ([f"{count(size)} parameters (measured: 1.3 B and 2.6 B)"] if size > 3e9 else [])
 
@@ -110,7 +114,7 @@ def make(of: Job, on: Layout, gpu: Card, tokens: float) -> Plan:
     Raises:
         UserError: Its rows cannot be shared by so many GPUs.
     """
-    of.rows(on.gpus)
+    of.rows(on)
     held = memory(of, on)
     return Plan(of, on, gpu, held, time(of, on, gpu, held), float(tokens))
 
@@ -139,7 +143,7 @@ def plan(
         shard: As ``trainer.strategy`` has it.
         replicate: Likewise.
         experts: Likewise; one where the model has none.
-        tensor: One; training cuts no matrices.
+        tensor: Likewise.
         tokens: Positions to train on; the configuration's steps if not given.
         rows: Rows of a step, in place of the configuration's.
         micro_batches: Of a step, likewise.
@@ -157,7 +161,7 @@ def plan(
         read = job(path, rows, micro_batches)
         for number in gpus:
             on = layout(number, replicate, shard, experts if sparse(read) else 1, tensor)
-            least = number * read.micro_batches
+            least = on.readers * read.micro_batches
             more = replace(read, rows_per_step=max(read.rows_per_step, least)) if len(gpus) > 1 else read
             all_tokens = read.steps * read.rows_per_step * read.row_tokens if tokens is None else tokens
             plans.append(make(more, on, on_card, all_tokens))
@@ -182,7 +186,7 @@ def describe(of: Plan) -> str:
     lines = [
         f"{of.job.name}: {count(parameters(of.job.model).total)} parameters, {of.job.precision}"
         f"{', compiled' if of.job.compiled else ''}, on {on.gpus} x {of.card.name} (replicate {on.replicate}, shard "
-        f"{on.shard}, experts {on.experts})",
+        f"{on.shard}, experts {on.experts}, tensor {on.tensor})",
         f"a step: {of.job.rows_per_step} rows of {of.job.row_tokens} positions with up to {of.job.images} pictures, on "
         f"each GPU {of.job.micro_batches} x {of.rows}",
         "",

@@ -18,12 +18,23 @@ BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
 
 @dataclass(frozen=True)
 class Layout:
-    """The ranks: ``replicate`` copies of the model, each cut over ``shard``, of whom ``experts`` share a layer."""
+    """The ranks: ``replicate`` copies of the model, each cut over ``shard`` times ``tensor``, as training has them."""
 
     gpus: int
     replicate: int
     shard: int
     experts: int
+    tensor: int = 1
+
+    @property
+    def each(self) -> int:
+        """Ranks of one copy."""
+        return self.shard * self.tensor
+
+    @property
+    def readers(self) -> int:
+        """Ranks, or groups of ranks that share layers, with rows of their own."""
+        return self.gpus // self.tensor
 
 
 def layout(gpus: int, replicate: int, shard: int | None, experts: int, tensor: int = 1) -> Layout:
@@ -33,16 +44,19 @@ def layout(gpus: int, replicate: int, shard: int | None, experts: int, tensor: i
         UserError: Sizes that do not fit ``gpus``.
     """
     at_least(1, {"--gpus": gpus, "--replicate": replicate, "--experts": experts, "--tensor": tensor})
-    if tensor != 1:
-        raise UserError(f"--tensor is {tensor}; expected 1, as training cuts no matrix over ranks yet")
     if shard is not None:
         at_least(1, {"--shard": shard})
-    ways = gpus // replicate if shard is None else shard
-    if replicate * ways != gpus:
-        raise UserError(f"{gpus} GPUs are not {replicate} copies x {ways} ranks; expected them to be (--gpus, --shard)")
-    if ways % experts:
-        raise UserError(f"{experts} ranks of experts among {ways} that share a copy; expected a divisor (--experts)")
-    return Layout(gpus, replicate, ways, experts)
+    ways = gpus // (replicate * tensor) if shard is None else shard
+    if replicate * ways * tensor != gpus:
+        cut = f" x {tensor} that share layers" if tensor > 1 else ""
+        raise UserError(
+            f"{gpus} GPUs are not {replicate} copies x {ways} ranks{cut}; expected them to be (--gpus, --shard)"
+        )
+    if ways * tensor % experts:
+        raise UserError(
+            f"{experts} ranks of experts among {ways * tensor} that share a copy; expected a divisor (--experts)"
+        )
+    return Layout(gpus, replicate, ways, experts, tensor)
 
 
 @dataclass(frozen=True)
@@ -86,16 +100,25 @@ class Job:
         """Of the weights."""
         return torch.bfloat16 if self.weight_bytes == 2 else torch.float32
 
-    def rows(self, gpus: int) -> int:
+    def gathered(self, on: Layout) -> torch.dtype:
+        """What ranks compute with, and gather: under mixed precision several gather in bf16, one casts as it goes."""
+        return torch.bfloat16 if self.mixed and on.gpus > 1 else self.dtype
+
+    def rows(self, on: Layout) -> int:
         """Rows of a micro-batch.
 
         Raises:
-            UserError: The rows of a step cannot be shared evenly.
+            UserError: The rows of a step cannot be shared evenly, or the decoder cannot be cut so.
         """
-        parts = gpus * self.micro_batches
+        cut = {name: getattr(self.model.decoder, name) for name in ("heads", "kv_heads", "ffn_width", "vocabulary")}
+        for name, number in (cut | {"row_tokens": self.row_tokens}).items():
+            if number % on.tensor:
+                raise UserError(f"{name} is {number}, to be cut by {on.tensor} ranks; expected a multiple (--tensor)")
+        parts = on.readers * self.micro_batches
         if self.rows_per_step % parts:
+            who = f"{on.gpus} GPUs" + (f", {on.tensor} to a row," if on.tensor > 1 else "")
             raise UserError(
-                f"{self.rows_per_step} rows a step on {gpus} GPUs with {self.micro_batches} micro-batches; expected a "
+                f"{self.rows_per_step} rows a step on {who} with {self.micro_batches} micro-batches; expected a "
                 f"multiple of {parts} (--rows, or data.rows_per_step and trainer.accumulate_grad_batches)"
             )
         return self.rows_per_step // parts

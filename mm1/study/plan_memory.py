@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mm1.model.loss import CHUNK_TOKENS
+from mm1.model.mm1 import MM1
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import Mixture, MoE
 from mm1.model.moe.routing import Places
@@ -26,7 +27,7 @@ from mm1.study.plan_kept import kept_on_gpu
 # Share on top of all that is counted. Calibrated with docs/benchmarks/decoder.csv (`tests/mm1/study/test_plan.py` does
 # it again), where it also stands for what the backward pass of one layer has in its hands.
 MARGIN = 0.04
-IN_FLIGHT = 4  # units of FSDP2 at once, assumed: in use, gathered ahead, its gradient, one being reduced
+IN_FLIGHT = 4  # units of FSDP2 at once, assumed: in use, gathered ahead, its gradient, and one being reduced, in fp32
 
 
 @dataclass(frozen=True)
@@ -97,53 +98,92 @@ def memory(job: Job, on: Layout) -> Memory:
     """What one GPU holds."""
     size = job.weight_bytes
     learns = [p for p in job.model.parameters() if p.requires_grad]
-    experts = {id(p) for layer in _experts(job.model) for p in layer.parameters()}
-    cut = partial(_local, on=on, experts=experts)
+    kinds = places(job.model, on)
     whole_gradients = job.micro_batches > 1 and on.gpus > 1
-    gradients = sum(p.numel() / (on.experts if id(p) in experts else 1) if whole_gradients else cut(p) for p in learns)
+    gradients = sum(p.numel() / kinds[id(p)].cut if whole_gradients else kinds[id(p)].local(p) for p in learns)
     parts, layer, again, copies = _row(job, on)
     model, head = job.model, job.model.decoder.head_VD
     logits = min(CHUNK_TOKENS, job.row_tokens) * model.decoder.vocabulary * (4 + 2)
     return Memory(
-        weights=size * sum(map(cut, model.parameters())),
+        weights=size * sum(kinds[id(p)].local(p) for p in model.parameters()),
         gradients=size * gradients,
-        optimizer=2 * size * sum(map(cut, learns)),
-        buffers=_buffers(job, on, experts),
+        optimizer=2 * size * sum(kinds[id(p)].local(p) for p in learns),
+        buffers=_buffers(job, on, kinds),
         copies=copies,
         row=sum(parts.values()),
         layer=layer,
         recomputed=layer if again else 0.0,
         row_parts=parts,
-        loss=logits + (4 + size) * head.numel(),
+        loss=(logits + (4 + job.gathered(on).itemsize) * head.numel()) / on.tensor,
         alone=job.micro_batches == 1,
     )
+
+
+@dataclass(frozen=True)
+class Place:
+    """How ranks share a parameter.
+
+    Args:
+        cut: Ranks that compute with a part each.
+        ways: Ranks that share that part, as FSDP2 has it, and gather it.
+        axis: Which of the parameter's axes FSDP2 cuts.
+        model_axis: Which one the others do.
+    """
+
+    cut: int
+    ways: int
+    axis: int = 0
+    model_axis: int = 0
+
+    def local(self, parameter: Tensor) -> int:
+        """Numbers on the first rank, which has the largest part."""
+        shape = [*parameter.shape] or [1]
+        if self.cut > 1:
+            shape[self.model_axis] //= self.cut
+        shape[self.axis] = -(-shape[self.axis] // self.ways)
+        return prod(shape)
+
+
+def places(model: MM1, on: Layout) -> dict[int, Place]:
+    """How :mod:`mm1.train.parallel` places every parameter, by its id."""
+    found = {id(p): Place(1, on.each) for p in model.parameters()}
+    decoder = model.decoder
+    found |= {id(p): Place(1, on.shard) for p in decoder.parameters()}
+    if on.tensor > 1:
+        cut = Place(on.tensor, on.shard)
+        found |= {id(p): cut for p in (decoder.embedding.weight, decoder.head_VD)}
+        for layer in decoder.layers:
+            attention, ffn = layer.attention, layer.ffn
+            found |= {id(p): cut for name in "qkv" for p in getattr(attention, name).parameters()}
+            rows = Place(on.tensor, on.shard, model_axis=1)
+            found[id(attention.o.weight)] = rows
+            if isinstance(ffn, Mixture):
+                found |= {id(p): Place(1, on.each) for p in ffn.parameters()}
+            else:
+                found |= {id(ffn.down.weight): rows, id(ffn.gate_up.weight): Place(on.tensor, on.shard, axis=1)}
+    if on.experts > 1:
+        apart = Place(on.experts, on.each // on.experts, axis=1)
+        found |= {id(p): apart for experts in _experts(model) for p in experts.parameters()}
+    return found
 
 
 def _experts(model: nn.Module) -> list[Experts]:
     return [module for module in model.modules() if isinstance(module, Experts)]
 
 
-def _local(parameter: Tensor, on: Layout, experts: set[int]) -> int:
-    """Numbers of a parameter on the first rank, which has the largest part."""
-    shape = [*parameter.shape] or [1]
-    if id(parameter) in experts and on.experts > 1:
-        return shape[0] // on.experts * -(-shape[1] // (on.shard // on.experts)) * prod(shape[2:])
-    return -(-shape[0] // on.shard) * prod(shape[1:])
-
-
-def _buffers(job: Job, on: Layout, experts: set[int]) -> float:
-    if on.shard == 1:
+def _buffers(job: Job, on: Layout, kinds: dict[int, Place]) -> float:
+    if on.each == 1:
         return 0.0
 
     def gathered(unit: nn.Module | Iterable[Tensor]) -> float:
         found = unit.parameters() if isinstance(unit, nn.Module) else unit
-        return sum(p.numel() / (on.experts if id(p) in experts else 1) for p in found)
+        return sum(p.numel() / kinds[id(p)].cut for p in found)
 
-    model = job.model
+    model, size = job.model, job.gathered(on).itemsize
     units = [*model.vision.blocks, model.connector, *model.decoder.layers]
     inner = {id(p) for unit in units for p in unit.parameters()}
     outer = gathered(p for p in model.parameters() if id(p) not in inner)  # the root stays gathered
-    return job.weight_bytes * (2 * outer + IN_FLIGHT * max(map(gathered, units)))
+    return 2 * size * outer + ((IN_FLIGHT - 1) * size + job.weight_bytes) * max(map(gathered, units))
 
 
 @dataclass(frozen=True)
@@ -162,13 +202,14 @@ def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, bool, float]:
     largest = max(layer.row for layer in layers)
     kept = sum(layer.entry if again else layer.row for layer in layers)
     copies = (max if again else sum)(layer.fixed for layer in layers)
-    parts = {"decoder": kept, "loss": 3 * layers[0].entry, "pictures": 0.0}  # the last answer, normed; its gradient
+    whole = layers[0].entry * on.tensor
+    parts = {"decoder": kept, "loss": 3 * whole, "pictures": 0.0}  # the last answer, normed; its gradient
     if not job.images:
         return parts, largest, again, copies
     pixels = job.images * 3 * vision.image_px**2 * (4 + 2 * job.mixed)
-    block = _keep(job, vision.blocks[0], lambda part, x: part(x), (job.images, vision.grid**2 + 1, vision.width))
+    block = _keep(job, on, vision.blocks[0], lambda part, x: part(x), (job.images, vision.grid**2 + 1, vision.width))
     grid = (job.images, vision.grid**2, vision.width)
-    connector = _keep(job, job.model.connector, lambda part, x: part(x), grid, compiled=False)
+    connector = _keep(job, on, job.model.connector, lambda part, x: part(x), grid, compiled=False)
     parts["pictures"] = pixels + connector.row
     copies += connector.fixed
     if any(p.requires_grad for p in vision.parameters()):
@@ -176,7 +217,8 @@ def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, bool, float]:
         parts["pictures"] += blocks * (block.entry if checkpoints(vision) else block.row)
         copies += 0.0 if checkpoints(vision) else blocks * block.fixed
         again = again or checkpoints(vision)
-        largest = max(largest, block.row)
+        largest = max(largest, block.row / on.tensor)
+    parts["pictures"] /= on.tensor  # which are dealt out among ranks that share layers
     return parts, largest, again, copies
 
 
@@ -187,19 +229,24 @@ def _layers(job: Job, on: Layout) -> list[_Kept]:
     for layer in job.model.decoder.layers:
         kind = str([(name, tuple(p.shape)) for name, p in layer.named_parameters()])
         if kind not in known:
-            kept = _keep(job, layer, partial(_layer, job), (1, job.row_tokens, job.model.decoder.width))
+            kept = _keep(job, on, layer, partial(_layer, job), (1, job.row_tokens, job.model.decoder.width))
             away = sum(p.numel() for experts in _experts(layer) for p in experts.parameters()) * (1 - 1 / on.experts)
-            known[kind] = _Kept(kept.row, max(0.0, kept.fixed - 2 * away), kept.entry)
+            # ranks that share a layer gather what attention and feed-forward read, and keep that whole
+            read = 2 * kept.entry if on.tensor > 1 else 0.0
+            row = read + (kept.row - read) / on.tensor
+            known[kind] = _Kept(row, max(0.0, kept.fixed - 2 * away), kept.entry / on.tensor)
         found.append(known[kind])
     return found
 
 
-def _keep(job: Job, part: nn.Module, call: Any, shape: tuple[int, ...], compiled: bool | None = None) -> _Kept:
+def _keep(
+    job: Job, on: Layout, part: nn.Module, call: Any, shape: tuple[int, ...], compiled: bool | None = None
+) -> _Kept:
     """Of a row and of two; what both have in common is not the rows'."""
-    compiled = job.compiled if compiled is None else compiled
-    keep = partial(kept_on_gpu, part, call, dtype=job.dtype, autocast=job.mixed, compiled=compiled)
+    compiled, kind = job.compiled if compiled is None else compiled, job.gathered(on)
+    keep = partial(kept_on_gpu, part, call, dtype=kind, autocast=job.mixed, compiled=compiled)
     one, two = keep(shape), keep((2 * shape[0], *shape[1:]))
-    return _Kept(float(two - one), float(2 * one - two), float(job.weight_bytes * prod(shape)))
+    return _Kept(float(two - one), float(2 * one - two), float(kind.itemsize * prod(shape)))
 
 
 def checkpoints(vision: Any) -> bool:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from mm1.model.count import flops
 from mm1.study.plan_cards import RATES, Card
 from mm1.study.plan_job import Job, Layout
-from mm1.study.plan_memory import Memory, checkpoints, sparse
+from mm1.study.plan_memory import Memory, checkpoints, places, sparse
+
+WAITED = ("experts", "tensor")  # what a layer cannot go on without
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Time:
         compute_s: By kind of work, recomputing included, and the optimizer.
         bytes: That a GPU sends, by kind of communication.
         link_s: Seconds of each.
-        waiting_s: Communication that compute does not hide: what FSDP2 has beyond it, and all exchanges of experts.
+        waiting_s: Communication that compute does not hide: what FSDP2 has beyond it, and all that layers wait for.
     """
 
     flops: dict[str, float]
@@ -38,8 +40,8 @@ class Time:
 
 def time(job: Job, on: Layout, card: Card, memory: Memory) -> Time:
     """What a step of ``job`` takes."""
-    rows = job.rows(on.gpus) * job.micro_batches
-    work = _work(job, rows)
+    rows = job.rows(on) * job.micro_batches
+    work = {kind: value / on.tensor for kind, value in _work(job, rows).items()}
     again = _again(job, work)
     slower = 1.0 if job.compiled else RATES["eager"].share
     compute = {kind: (work[kind] + again[kind]) / (RATES[kind].share * slower * card.tflops * 1e12) for kind in work}
@@ -49,9 +51,9 @@ def time(job: Job, on: Layout, card: Card, memory: Memory) -> Time:
     sent = _sent(job, on, memory, rows)
     speeds = _speeds(on, card)
     link = {kind: bytes / speeds[kind] for kind, bytes in sent.items()}
-    hidden = sum(seconds for kind, seconds in link.items() if kind != "experts")
+    hidden = sum(seconds for kind, seconds in link.items() if kind not in WAITED)
     before = sum(seconds for kind, seconds in compute.items() if kind != "optimizer")
-    return Time(work, again, compute, sent, link, max(0.0, hidden - before) + link["experts"])
+    return Time(work, again, compute, sent, link, max(0.0, hidden - before) + sum(link[kind] for kind in WAITED))
 
 
 def _work(job: Job, rows: int) -> dict[str, float]:
@@ -80,23 +82,27 @@ def _again(job: Job, work: dict[str, float]) -> dict[str, float]:
 
 def _sent(job: Job, on: Layout, memory: Memory, rows: int) -> dict[str, float]:
     """Bytes that leave a GPU in a step."""
-    size, whole = job.weight_bytes, sum(p.numel() for p in job.model.parameters())
-    learns = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
-    stacks = sum(p.numel() for ffn in sparse(job) for p in ffn.experts.parameters())
-    if on.experts > 1:  # a rank gathers the experts of its place alone, over the ranks that are left
-        rest = on.shard // on.experts
-        part, others = (whole - stacks) * _ring(on.shard), stacks / on.experts * _ring(rest)
-        gather, reduce = part + others, (learns - stacks) * _ring(on.shard) + others
-    else:
-        gather, reduce = whole * _ring(on.shard), learns * _ring(on.shard)
+    size, sums = job.gathered(on).itemsize, job.weight_bytes
+    gather = reduce = 0.0
+    kinds = places(job.model, on)
+    for parameter in job.model.parameters():
+        place = kinds[id(parameter)]
+        share = parameter.numel() / place.cut * _ring(place.ways)
+        gather += share
+        reduce += share if parameter.requires_grad else 0.0
+    decoder = job.model.decoder
     visits = sum(ffn.router.top_k for ffn in sparse(job))
-    ways = 4 + (2 if job.model.decoder.checkpointing else 0)  # there and back, forward and backward, and recomputed
-    away = _ring(on.experts) * visits * rows * job.row_tokens * job.model.decoder.width * 2
+    ways = 4 + (2 if decoder.checkpointing else 0)  # there and back, forward and backward, and recomputed
+    row = rows * job.row_tokens * decoder.width * 2
+    # A layer gathers rows and scatters sums twice, backward as forward; beside the layers the embedding and the
+    # gradient of the hidden states are summed, which is twice a gather, and rows are gathered once each way.
+    turns = len(decoder.layers) * (8 + (4 if decoder.checkpointing else 0)) + 6
     return {
         "all-gather": 2 * job.micro_batches * size * gather,  # forward, and again backward
-        "reduce-scatter": size * reduce,
+        "reduce-scatter": sums * reduce,
         "replicas": 2 * _ring(on.replicate) * memory.optimizer / 2,
-        "experts": ways * away,
+        "experts": ways * _ring(on.experts) * visits * row / on.tensor,
+        "tensor": turns * _ring(on.tensor) * row,
     }
 
 
@@ -112,10 +118,11 @@ def _speeds(on: Layout, card: Card) -> dict[str, float]:
     """
     inside = card.node_gb_s * RATES["node"].share * 1e9
     port = card.net_gb_s * RATES["net"].share * 1e9
-    together = inside if on.shard <= card.node_gpus else min(inside, card.node_gpus * port)
+    together = inside if on.each <= card.node_gpus else min(inside, card.node_gpus * port)
     return {
         "all-gather": together,
         "reduce-scatter": together,
         "replicas": inside if on.gpus <= card.node_gpus else port,
         "experts": inside if on.experts <= card.node_gpus else port,
+        "tensor": inside if on.tensor <= card.node_gpus else port,
     }

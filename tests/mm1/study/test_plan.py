@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,9 @@ from mm1.study.plan_job import Job, job, layout
 from mm1.study.plan_kept import kept_bytes, kept_on_gpu
 from mm1.study.plan_memory import MARGIN, memory
 from mm1.study.plan_time import time
+from mm1.train.parallel import meshes, shard
+from tests.conftest import tiny_model
+from tests.mm1.train.test_parallel import on_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 DENSE, SPARSE = (ROOT / "configs" / "train" / f"tiny{kind}_pretrain.yaml" for kind in ("", "_moe"))
@@ -208,6 +212,54 @@ def test_sparse_layers_against_a_run_whose_memory_fitted_no_constant(gpus: int, 
     assert (1 + MARGIN) * (states + layer) / GIB == pytest.approx(gib, rel=0.10)
 
 
+def spread_as_planned(rank: int, tree: dict[str, Any], planned: list[tuple[dict[str, int], float]]) -> None:
+    for sizes, numbers in planned:
+        model = build(tree)
+        shard(model, meshes("cpu", 4, **sizes))
+        held = sum(parameter.to_local().numel() for parameter in model.parameters())  # type: ignore[attr-defined]
+        assert rank or held == numbers, sizes
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_the_first_rank_has_what_training_gives_it(experts: int) -> None:
+    tree = tiny_model(experts)
+    of = Job("tiny", build(tree), "32-true", False, 96, 4, 8, 1, 1)
+    axes = [{"tensor": 2}, {"tensor": 2, "replicate": 2}, {"replicate": 2}, {}]
+    axes += [{"experts": 2}, {"tensor": 2, "experts": 4}] if experts else []
+    planned = []
+    for sizes in axes:
+        on = layout(4, sizes.get("replicate", 1), None, sizes.get("experts", 1), sizes.get("tensor", 1))
+        planned.append((sizes, memory(of, on).weights / 4))
+    on_ranks(4, spread_as_planned, tree, planned)
+
+
+def test_layers_that_ranks_share() -> None:
+    """Half of a layer each, and what its ranks tell each other: rows in bf16, twice a layer, gathered and scattered."""
+    of = Job("tiny", build(tiny_model()), "32-true", False, 96, 4, 8, 1, 1)
+    whole, cut = layout(2, 1, None, 1), layout(4, 1, 2, 1, 2)
+    alone, shared = memory(of, whole), memory(of, cut)
+    assert shared.buffers < alone.buffers
+    assert shared.row_parts["pictures"] == alone.row_parts["pictures"] / 2
+    assert alone.row_parts["decoder"] / 2 < shared.row_parts["decoder"] < alone.row_parts["decoder"]
+    told = time(of, cut, CARDS["h100"], shared)
+    decoder = of.model.decoder
+    assert told.bytes["tensor"] == (8 * len(decoder.layers) + 6) / 2 * (4 * of.row_tokens * decoder.width * 2)
+    assert told.waiting_s >= told.link_s["tensor"] > 0
+    assert sum(told.flops.values()) == pytest.approx(sum(time(of, whole, CARDS["h100"], alone).flops.values()) / 2)
+
+
+def test_several_ranks_gather_in_bf16_under_mixed_precision() -> None:
+    plain = job(DENSE, rows=8)
+    mixed = replace(plain, precision="bf16-mixed")
+    one, two = (layout(gpus, 1, None, 1) for gpus in (1, 2))
+    assert memory(mixed, one).copies > 0 == memory(mixed, two).copies  # what is gathered is not cast again
+    assert memory(mixed, two).weights == memory(plain, two).weights
+    assert memory(mixed, two).row < memory(mixed, one).row
+    apart = [time(of, two, CARDS["h100"], memory(of, two)).bytes for of in (plain, mixed)]
+    assert apart[1]["all-gather"] == apart[0]["all-gather"] / 2
+    assert apart[1]["reduce-scatter"] == apart[0]["reduce-scatter"]  # in fp32
+
+
 def test_links_carry_what_is_not_here() -> None:
     of = job(SPARSE, rows=8)
     on = layout(4, 1, None, 2)
@@ -230,7 +282,8 @@ def test_links_carry_what_is_not_here() -> None:
         ({"gpus": [8], "replicate": 3}, "8 GPUs are not 3 copies"),
         ({"gpus": [8], "shard": 3}, "8 GPUs are not 1 copies x 3 ranks"),
         ({"gpus": [8], "experts": 3, "config": [SPARSE]}, "expected a divisor"),
-        ({"gpus": [8], "tensor": 2}, "expected 1"),
+        ({"gpus": [8], "tensor": 3}, "8 GPUs are not 1 copies x 2 ranks x 3 that share layers"),
+        ({"gpus": [8], "tensor": 8}, "heads is [0-9]+, to be cut by 8 ranks"),
         ({"gpu": "v1"}, "there is no card 'v1'"),
         ({"config": ["nowhere.yaml"]}, "nowhere.yaml does not exist"),
         ({"config": [ROOT / "configs/model/tiny.yaml"]}, "has no model"),
