@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm1.model.decoder import Layer
 from mm1.model.loss import CHUNK_TOKENS
 from mm1.model.mm1 import MM1
 from mm1.model.moe.experts import Experts
@@ -153,6 +154,7 @@ def places(model: MM1, on: Layout) -> dict[int, Place]:
         cut = Place(on.tensor, on.shard)
         found |= {id(p): cut for p in (decoder.embedding.weight, decoder.head_VD)}
         for layer in decoder.layers:
+            assert isinstance(layer, Layer)
             attention, ffn = layer.attention, layer.ffn
             found |= {id(p): cut for name in "qkv" for p in getattr(attention, name).parameters()}
             rows = Place(on.tensor, on.shard, model_axis=1)

@@ -232,7 +232,7 @@ def _measured(of: Job, axes: dict[str, int] | None, repeats: int) -> tuple[float
             accelerator="gpu" if cuda else "cpu",
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
             num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-            strategy="auto" if axes is None else Sharded(**axes),
+            strategy="auto" if axes is None else Sharded(axes["experts"], tensor=axes["tensor"]),
             precision=of.precision,  # type: ignore[arg-type]
             max_steps=WARM_UP + repeats,
             max_epochs=-1,

@@ -91,7 +91,7 @@ def _compare(work: Work, device: torch.device, on: Meshes, repeats: int, note: s
     ranks, first = dist.get_world_size(), dist.get_rank() == 0
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     about = {**machine(), "card": card, **versions("torch", "triton")}
-    size, lines = SIZES[work.size], []
+    size, lines = SIZES[work.size], list[dict[str, Any]]()
     for gpus in (1, ranks):
         ms, peak, loss = 0.0, 0.0, 0.0
         if first or gpus > 1:  # the others wait while the first has the machine to itself
