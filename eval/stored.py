@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from eval.explain import explain
 from eval.files import Data
+from eval.layout import Kind, layout
 from eval.metrics.java import Java, java_score
 from eval.prompts import Arm
 from eval.results import grade, submission
@@ -36,6 +38,18 @@ def add(commands: Any) -> None:
     grading.add_argument("--task", type=str, required=True, help="such as vqav2/val")
     for command in (handing, grading):
         command.add_argument("--data", type=str, required=True, help="folder with the benchmark as downloaded")
+    laying = ArgumentParser(description="MM1's own tables: published rows beside ours, what is not comparable marked.")
+    laying.add_argument(
+        "models",
+        type=str,
+        nargs=argparse.ZERO_OR_MORE,
+        help="NAME=PATH or PATH: a run folder, an evaluation's, a scores.json",
+    )
+    laying.add_argument("--kind", type=Kind, default="fewshot", help="fewshot, or sft for a tuned model")
+    laying.add_argument("--published", type=Literal["all", "mm1", "none"], default="all")
+    laying.add_argument("--form", type=Literal["markdown", "csv"] | None, default=None, help="default: by --out's name")
+    laying.add_argument("--out", type=str | None, default=None, help="the file to write; printed if not given")
+    commands.add_subcommand("table", laying, help="MM1's tables with ours beside")
     commands.add_subcommand("explain", explaining, help="how one answer got its score")
     commands.add_subcommand("submission", handing, help="a results file for an evaluation server")
     commands.add_subcommand("grade", grading, help="score a results file")
@@ -72,8 +86,32 @@ def _grade(arguments: Namespace) -> None:
     )
 
 
+def _table(arguments: Namespace) -> None:
+    named = [given.rpartition("=") for given in arguments.models]
+    models = [(name or _run_name(Path(path)), Path(path)) for name, _, path in named]
+    out = Path(arguments.out) if arguments.out else None
+    form: Literal["markdown", "csv"] = arguments.form or ("csv" if out and out.suffix == ".csv" else "markdown")
+    text = layout(models, arguments.kind, arguments.published, form)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text + "\n")
+        print(out)
+
+
+def _run_name(path: Path) -> str:
+    """The run folder's name, whatever of it was given."""
+    folder = (path.parent if path.is_file() else path).resolve()
+    return folder.parent.parent.name if folder.parent.name == "eval" else folder.name
+
+
 def _read(path: str) -> list[Answer]:
     return read_answers(Path(path) / "answers.jsonl" if Path(path).is_dir() else Path(path))
 
 
-DOES: dict[str, Callable[[Namespace], None]] = {"explain": _explain, "submission": _submission, "grade": _grade}
+DOES: dict[str, Callable[[Namespace], None]] = {
+    "explain": _explain,
+    "submission": _submission,
+    "grade": _grade,
+    "table": _table,
+}
