@@ -87,7 +87,7 @@ class CAbstractor(Connector):
     def forward(self, patches_IPV: Tensor) -> Tensor:
         """[I, P, V] -> [I, N, D]."""
         map_ICSS = self.before(self._map(patches_IPV + self.positions_1PV))
-        map_ICSS = self.after(adaptive_avg_pool2d(map_ICSS, self.side))
+        map_ICSS = self.after(pooled(map_ICSS, self.side))
         return self.readout(map_ICSS.flatten(2).transpose(1, 2))
 
     def quiet(self) -> None:
@@ -114,7 +114,7 @@ class AveragePool(Connector):
 
     def forward(self, patches_IPV: Tensor) -> Tensor:
         """[I, P, V] -> [I, N, D]."""
-        return self.readout(adaptive_avg_pool2d(self._map(patches_IPV), self.side).flatten(2).transpose(1, 2))
+        return self.readout(pooled(self._map(patches_IPV), self.side).flatten(2).transpose(1, 2))
 
 
 class AttentionPool(Connector):
@@ -150,6 +150,26 @@ class AttentionPool(Connector):
             y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (queries_INV, self.k(x_IPV), self.v(x_IPV))
         )
         return self.readout(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def pooled(map_ICSS: Tensor, side: int) -> Tensor:
+    """Adaptive average pooling to ``side`` x ``side``, as products where a GPU has to give the same bits every time.
+
+    There torch's own adds up its gradient in any order, and refuses to when ``trainer.deterministic`` is set.
+    """
+    if not (map_ICSS.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return adaptive_avg_pool2d(map_ICSS, side)
+    return pooled_by_products(map_ICSS, side)
+
+
+def pooled_by_products(map_ICSS: Tensor, side: int) -> Tensor:
+    """The mean over each window is a product with the window's share, first along columns, then along rows."""
+    grid = map_ICSS.shape[-1]
+    at, cells = torch.arange(grid, device=map_ICSS.device), torch.arange(side, device=map_ICSS.device).unsqueeze(1)
+    inside = (at >= cells * grid // side) & (at < -(-(cells + 1) * grid // side))  # windows overlap where they must
+    share_NS = inside / inside.sum(1, keepdim=True)
+    with torch.autocast(map_ICSS.device.type, enabled=False):
+        return (share_NS @ map_ICSS.float() @ share_NS.T).to(map_ICSS.dtype)
 
 
 def _blocks(depth: int, d_in: int, d_out: int) -> RegStage:

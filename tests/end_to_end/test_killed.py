@@ -69,10 +69,10 @@ def torn(run: Run) -> list[Path]:
     return [*run.last.parent.glob("*.tmp")]
 
 
-def kill(process: Any, run: Run, chance: random.Random, writing: bool) -> bool:
+def kill(process: Any, run: Run, chance: random.Random, writing: bool, most_s: float = 60) -> bool:
     """Kill it after a step or two and a random part of another, or while a checkpoint is being written."""
     steps = len(run.history("train")) + 1
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + most_s
     while process.is_alive() and len(run.history("train")) < steps:
         assert time.monotonic() < deadline_s
         time.sleep(0.002)

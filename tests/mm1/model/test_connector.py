@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 
 from mm1.errors import UserError
 from mm1.model import connector
-from mm1.model.connector import AttentionPool, AveragePool, CAbstractor, Connector
+from mm1.model.connector import AttentionPool, AveragePool, CAbstractor, Connector, pooled_by_products
 from mm1.model.positions import resample_positions
 
 CONNECTORS = [value for value in vars(connector).values() if isinstance(value, type) and Connector in value.__bases__]
@@ -88,3 +89,16 @@ def test_average_pooling_is_the_mean_over_squares():
 def test_attention_pooling_refuses_heads_that_do_not_divide():
     with pytest.raises(UserError, match="3 heads over an encoder of width 8"):
         AttentionPool(8, 12, 6, tokens=4, heads=3)
+
+
+@pytest.mark.parametrize(("grid", "side"), [(27, 12), (24, 12), (7, 7), (7, 1), (4, 3)])
+def test_pooling_by_products_is_pooling(grid: int, side: int) -> None:
+    """In both directions: what a GPU does where it may not add up in any order."""
+    map_ICSS = torch.randn(2, 3, grid, grid, generator=torch.Generator().manual_seed(0))
+    results = []
+    for pool in (pooled_by_products, adaptive_avg_pool2d):
+        x = map_ICSS.clone().requires_grad_()
+        y = pool(x, side)
+        (y * torch.arange(y.numel()).reshape(y.shape)).sum().backward()
+        results.append((y, x.grad))
+    torch.testing.assert_close(*results)

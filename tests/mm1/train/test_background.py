@@ -65,6 +65,36 @@ def test_a_copy_is_as_the_tensor_was() -> None:
         assert torch.equal(found, tensor)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_copies_beside_its_work_and_changes_nothing_before() -> None:
+    """The call returns while the GPU is still busy; what was asked for after it waits, and finds its memory copied."""
+    device = torch.device("cuda:0")
+    busy = torch.randn(4096, 4096, device=device)
+    tensors = {str(number): torch.randn(2**24 + number, device=device) for number in range(16)}
+    tensors |= {"buffer": torch.ones(1000, device=device), "step": torch.tensor(7.0), "on device": busy.new_tensor(8.0)}
+    expected = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+    held = Stage(device)
+    held.prepare(tensors)
+    for _ in range(3):
+        for _ in range(50):
+            busy = (busy @ busy).clamp(-1, 1)
+        done = torch.cuda.Event()
+        done.record()
+        held.copy(tensors, ["buffer"])
+        assert not done.query(), "the copy waited for the step before"
+        tensors["buffer"].zero_()  # as a forward pass may
+        held.release()
+        for name, tensor in tensors.items():
+            tensor.fill_(-1) if name != "buffer" else tensor.fill_(1)
+        held.wait()
+        for name, tensor in expected.items():
+            found = torch.frombuffer(bytearray(held.bytes_of(name)), dtype=tensor.dtype).reshape(tensor.shape)
+            assert torch.equal(found, tensor), name
+            tensors[name].copy_(tensor)
+    held.close()
+
+
 def test_taken_apart_and_put_together() -> None:
     step, moment, rate = torch.tensor(1.0), torch.ones(2), torch.tensor(0.1)
     groups = [{"params": [0], "lr": rate}]
