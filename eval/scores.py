@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from eval.baselines import constant, question_only
-from eval.metrics.interval import interval_of
+from eval.metrics.interval import RESAMPLES, interval_of
 from eval.metrics.metric import Gold, Metric, metric_class
 from eval.prompts import Arm
 from eval.store import Answer
@@ -21,6 +21,7 @@ FORMAT = 3  # 1 had neither the blank arm nor differences, 2 one seed, nothing d
 ARMS = get_args(Arm)
 DAGGER = "†"  # demonstrations were dropped
 Asked = tuple[str, int]  # a question's id, and the seed of its demonstrations
+GROUP_RESAMPLES = 1000  # of the interval of a sub-score, of which there may be many
 INTERVALS = {"sighted": "interval"}  # keys of the intervals that are not <name>_interval
 
 
@@ -94,7 +95,7 @@ def _at(
         ("over_zero_shot", arms["sighted"], zero),
     ):
         entry[name], entry[INTERVALS.get(name, f"{name}_interval")] = mean(ours, theirs, metric)
-    by_seed = {seed: mean(of, None, metric, sure=False)[0] for seed, of in _by_seed(arms["sighted"]).items()}
+    by_seed = {seed: mean(of, None, metric, resamples=0)[0] for seed, of in _by_seed(arms["sighted"]).items()}
     means = {seed: score for seed, score in by_seed.items() if score is not None}
     lost = [len(answer.get("dropped") or ()) for arm in arms.values() for answer in arm.values()]
     entry |= {
@@ -137,7 +138,7 @@ def _group(metric: Metric, arms: Mapping[str, Mapping[Asked, Answer]]) -> dict[s
     for arm, answers in arms.items():
         inside = {key: answer for key, answer in answers.items() if key[0] in metric.golds}
         anew = {key: {**answer, "score": metric.score(key[0], answer["answer"])} for key, answer in inside.items()}
-        entry[arm], entry[INTERVALS.get(arm, f"{arm}_interval")] = mean(anew, None, metric)
+        entry[arm], entry[INTERVALS.get(arm, f"{arm}_interval")] = mean(anew, None, metric, GROUP_RESAMPLES)
     return entry
 
 
@@ -145,7 +146,7 @@ def mean(
     ours: Mapping[Asked, Answer],
     theirs: Mapping[Asked, Answer] | None = None,
     metric: Metric | None = None,
-    sure: bool = True,
+    resamples: int = RESAMPLES,
 ) -> tuple[float | None, list[float] | None]:
     """The number of some answers and its 95 % interval, or those of the difference on the questions both answered.
 
@@ -155,7 +156,7 @@ def mean(
         ours: Answers by question and seed.
         theirs: Answers to subtract, if any.
         metric: What makes a number of them; the mean of their scores if None.
-        sure: Whether the interval is wanted.
+        resamples: Of the interval; 0 if none is wanted.
     """
     scored = {key: answer for key, answer in ours.items() if answer["score"] is not None}
     both = [(answer, answer) for answer in scored.values()] if theirs is None else paired(scored, theirs)
@@ -174,7 +175,9 @@ def mean(
     if math.isnan(number):
         return None, None
     pictures, seeds = zip(*((answer["image"], asked(answer)[1]) for answer, _ in both), strict=True)
-    return number, list(interval_of(value, counts_QK, pictures, draws=seeds)) if sure else None
+    return number, list(
+        interval_of(value, counts_QK, pictures, draws=seeds, resamples=resamples)
+    ) if resamples else None
 
 
 def paired(ours: Mapping[Asked, Answer], theirs: Mapping[Asked, Answer]) -> list[tuple[Answer, Answer]]:

@@ -42,6 +42,7 @@ def interval_of(
     level: float = 0.95,
     seed: int = 0,
     draws: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of any function of sums, such as an F1.
 
@@ -52,6 +53,7 @@ def interval_of(
         level: Share of resampled values inside.
         seed: Of the resampling.
         draws: What each question also belongs to.
+        resamples: How many.
     """
     groups, cluster = _numbered(clusters)
     sets, draw = _numbered([0] * len(counts_QK) if draws is None else draws)
@@ -60,8 +62,8 @@ def interval_of(
         np.add.at(sums_SC, (draw, cluster), column)
     generator, at_once = np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // groups)
     values = np.empty(0)
-    while len(values) < RESAMPLES:
-        count = min(at_once, RESAMPLES - len(values))
+    while len(values) < resamples:
+        count = min(at_once, resamples - len(values))
         drawn_RC = generator.integers(groups, size=(count, groups))
         times_RS = generator.multinomial(sets, [1 / sets] * sets, size=count) if sets > 1 else np.ones((1, 1))
         sums_RK = np.stack(

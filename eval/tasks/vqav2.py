@@ -7,6 +7,7 @@ first version of VQA has files of the same names as OK-VQA; what stands in them 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,29 +48,34 @@ def _task(data: Data, benchmark: str, split: str) -> Task:
         )
     train = "train2014" in questions and "train2014" in annotations
     told = () if train else (f"no train part of {benchmark}: demonstrations are scored questions, the query excluded",)
-    pool = _read(data, benchmark, questions["train2014"], annotations["train2014"]) if train else ()
-    used = [questions[split], *([] if closed else [annotations[split]])]
-    used += [questions["train2014"], annotations["train2014"]] if train else []
+    scored, used = _read(data, benchmark, questions[split], None if closed else annotations[split])
+    pool: tuple[Query, ...] = ()
+    if train:
+        pool, more = _read(data, benchmark, questions["train2014"], annotations["train2014"])
+        pool = tuple(replace(query, references=(query.answer,), versions={}) for query in pool)  # half of the memory
+        used += more
     return Task(
         f"{benchmark}/{SPLITS[split]}",
         "vqa",
-        _read(data, benchmark, questions[split], None if closed else annotations[split]),
+        scored,
         pool,
         told,
         metric="none" if closed else "okvqa" if benchmark == "okvqa" else "vqa_accuracy",
-        sources=tuple(source(file, _version(file)) for file in used),
+        sources=tuple(used),
         submitted_as=f"{benchmark}/test" if split == "test-dev2015" else "",
     )
 
 
-def _version(file: Path) -> str:
-    about = read_object(file, "a file of VQA").get("info")
-    return str(about.get("version", "")) if isinstance(about, dict) else ""
-
-
-def _read(data: Data, benchmark: str, file: Path, annotations: Path | None) -> tuple[Query, ...]:
+def _read(
+    data: Data, benchmark: str, file: Path, annotations: Path | None
+) -> tuple[tuple[Query, ...], list[dict[str, str]]]:
+    """Questions, and what tells their files from others."""
     about = _claimed(file, benchmark)
-    answered = _answered(annotations, benchmark) if annotations else {}
+    used, answered = [source(file, _version(about))], {}
+    if annotations:
+        found = _claimed(annotations, benchmark)
+        used.append(source(annotations, _version(found)))
+        answered = _answered(annotations, found, benchmark)
     fields = {"question_id": int, "image_id": int, "question": str}
     asked = list(rows(file, "questions", fields, about))
     check_ids((str(row["question_id"]) for row in asked), file)
@@ -78,9 +84,13 @@ def _read(data: Data, benchmark: str, file: Path, annotations: Path | None) -> t
     folder = str(about.get("data_subtype", "val2014")).replace("test-dev", "test")
     names = [f"COCO_{folder}_{row['image_id']:012d}.jpg" for row in asked]
     pictures = data.placed((benchmark, "coco"), file, [(f"{folder}/{name}", name) for name in names], FOLDERS)
-    return tuple(
-        _query(row, answered.get(row["question_id"]), picture) for row, picture in zip(asked, pictures, strict=True)
-    )
+    both = zip(asked, pictures, strict=True)
+    return tuple(_query(row, answered.get(row["question_id"]), picture) for row, picture in both), used
+
+
+def _version(found: Mapping[str, Any]) -> str:
+    about = found.get("info")
+    return str(about.get("version", "")) if isinstance(about, dict) else ""
 
 
 def _claimed(file: Path, benchmark: str) -> dict[str, Any]:
@@ -90,15 +100,13 @@ def _claimed(file: Path, benchmark: str) -> dict[str, Any]:
     said = found.get("data_subtype", split)
     if said != split:
         raise UserError(f"{file} has data_subtype {said!r}; expected {split!r}, as its name says")
-    about = found.get("info")
-    version = str(about.get("version", "")) if isinstance(about, dict) else ""
+    version = _version(found)
     if benchmark == "vqav2" and version and not version.startswith("2"):
         raise UserError(f"{file} is version {version} of VQA; expected 2.0")
     return found
 
 
-def _answered(file: Path, benchmark: str) -> dict[int, Mapping[str, Any]]:
-    found = _claimed(file, benchmark)
+def _answered(file: Path, found: dict[str, Any], benchmark: str) -> dict[int, Mapping[str, Any]]:
     types = found.get("question_types")
     answered = {}
     for number, row in enumerate(rows(file, "annotations", {"question_id": int, "answers": list}, found), start=1):
