@@ -64,6 +64,8 @@ def shards(
     cut: Literal["sentences", "words", "items", "never"] = "sentences",
     part_rows: int = 2048,
     views: Views = WHOLE,
+    template: Path | None = None,
+    hints: dict[str, str] | None = None,
     strict: bool = False,
     workers: int = 0,
 ) -> None:
@@ -86,10 +88,12 @@ def shards(
         cut: Where a document that is longer than a row may be cut; words fills rows to the end.
         part_rows: Rows of a raw file that are one unit of work and have shards of their own.
         views: In which views a picture is shown, as the model takes it: rows, columns, overview, separator.
+        template: YAML of the words that conversations are told in; configs/template has some.
+        hints: By stream, the template's hint behind each question: short, option or sentence.
         strict: Stop at the first thing that is broken instead of counting it.
         workers: Processes; 0 takes one per core, at most 8.
     """
-    given = dict(locals())
+    given = {**locals(), "hints": hints or {}}
     from data_pipelines.describe import describe as table
     from data_pipelines.pipeline import Settings, build
 

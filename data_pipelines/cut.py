@@ -39,12 +39,14 @@ class Limits:
         cut: Where a longer document may be cut: between sentences (and words where a sentence alone is longer),
             between words, which fills rows to the end, between items alone, or nowhere. A conversation is cut between
             turns, if anywhere.
+        template: In whose words conversations will stand in it.
     """
 
     row_tokens: int
     images_per_row: int
     tokens_per_image: int
     cut: How = "sentences"
+    template: template.Template = template.OURS
 
 
 def cut(items: Items, tokenizer: Tokenizer, limits: Limits) -> tuple[list[Items], list[str]]:
@@ -82,7 +84,7 @@ class _Pieces:
         """Positions that items take."""
         return sum(
             self.limits.tokens_per_image if isinstance(item, Image) else self.count(self.spelling(item)) + item.end
-            for item in items
+            for item in self.limits.template.spelled(items)
         )
 
     def room(self, pictures: Sequence[Image]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 
 from data_pipelines.cut import Limits, cut
+from data_pipelines.settings import Settings
 from data_pipelines.sources import Draft, Place, Rejection
 from data_pipelines.steps import Pictures
 from mm1.batch import ImageSpec
@@ -46,14 +47,14 @@ class Finish:
         limits: What a row takes.
         spec: At which size pictures are stored, and in which views.
         scored: Pictures that may not be trained on.
-        keep_pictures: Whether files are stored as they are.
+        settings: What the shards hold.
     """
 
     tokenizer: Tokenizer
     limits: Limits
     spec: ImageSpec
     scored: Known
-    keep_pictures: bool = False
+    settings: Settings
 
     def __call__(self, draft: Draft | Rejection, pictures: Pictures) -> Finished:
         if isinstance(draft, Rejection):
@@ -77,6 +78,9 @@ class Finish:
                 broken = True
         if broken and not (draft.loose and any(isinstance(item, Text) for item in items)):
             return Finished(draft.group, [], rejections)
+        if hint := self.settings.hints.get(draft.source):
+            items = self.limits.template.hinted(items, hint)
+        items = self.limits.template.completed(items)
         return self._cut(Sample(tuple(items), draft.source, draft.id), draft.group, rejections, shown)
 
     def _views(self, place: Place, pictures: Pictures) -> tuple[Text | Image, ...]:
@@ -84,7 +88,7 @@ class Finish:
         data, picture = pictures.data(place), pictures.pixels(place)
         if len(self.scored) and pictures.fingerprint(place) in self.scored:
             raise _Scored
-        if self.keep_pictures:
+        if self.settings.keep_pictures:
             return (Image(data),)
         spec, whole, laid_out = self.spec, Image(data), None
         items: list[Text | Image] = []
@@ -108,7 +112,8 @@ class Finish:
         pieces, lost = cut(sample.items, self.tokenizer, self.limits)
         rejections = rejections + [Rejection(sample.id, reason, fault=False) for reason in lost]
         names = [sample.id] if len(pieces) == 1 else [f"{sample.id}/{number}" for number in range(len(pieces))]
-        whole = [tuple(one for item in piece for one in shown.get(id(item), (item,))) for piece in pieces]
+        said = [self.limits.template.spelled(piece) for piece in pieces]
+        whole = [tuple(one for item in piece for one in shown.get(id(item), (item,))) for piece in said]
         samples = [replace(sample, items=items, id=name) for items, name in zip(whole, names, strict=True)]
         return Finished(group, [(piece, text_tokens(piece.items, self.tokenizer)) for piece in samples], rejections)
 

@@ -53,7 +53,8 @@ class Part:
     def drafts(self) -> Iterator[Draft | Rejection]:
         """Its documents."""
         for draft in self.source.drafts_in(local(self.file), self.span):
-            yield replace(draft, id=f"{self.folder}{draft.id}") if self.folder else draft
+            named = replace(draft, id=f"{self.folder}{draft.id}") if self.folder else draft
+            yield replace(named, source=self.stream) if isinstance(named, Draft) else named
 
 
 def parts_of(stream: str, sources: list[Source], rows: int) -> list[Part]:

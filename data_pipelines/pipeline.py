@@ -30,6 +30,7 @@ from data_pipelines.finish import Finish, scored_print
 from data_pipelines.parts import SPLITS, Job, Part, Survey, Tally, Walk, clear, finished, parts_of, stat, survey
 from data_pipelines.settings import Settings
 from data_pipelines.sources import Rejection, Source, scored_pictures, sources
+from data_pipelines.sources.sft import Dialogues
 from data_pipelines.steps import Alike, Step, told
 from mm1.batch import ImageSpec
 from mm1.data.encode import picture_positions
@@ -113,7 +114,7 @@ class Pipeline:
         known, unreadable = self._scored(pictures, engine)
         about["scored"] = {"pictures": len(known), "unreadable": unreadable}
         walk = Walk(tuple(self.steps), self._lost(out, parts, surveys, every, engine))
-        finish = Finish(tokenizer, _limits(settings, tokenizer), _spec(settings), known, settings.keep_pictures)
+        finish = Finish(tokenizer, _limits(settings, tokenizer), _spec(settings), known, settings)
         stamps = {
             (name, part.number): _hash([base, thresholds[name], found.stamp, _losses(walk, part)])
             for name in parts
@@ -127,6 +128,8 @@ class Pipeline:
         if not any(written["train"]["pieces"] for written in done.values()):
             where = self.scored or "the pipeline"
             raise UserError(f"{where} leaves nothing to train on; {out}/unfinished.json says why, by reason")
+        if any(isinstance(reader, Dialogues) for readers in self.inputs.values() for reader in readers):
+            about["template"] = settings.words.record()  # also ours: it says that there are conversations
         manifest = {**about, "streams": {name: done[name] for name in parts}}
         write_json(out / "manifest.json", manifest)
         (out / "unfinished.json").unlink()
@@ -209,7 +212,8 @@ def _limits(settings: Settings, tokenizer: Tokenizer) -> Limits:
             f"row_tokens is {settings.row_tokens}; a picture of {views} x {settings.tokens_per_image} tokens and "
             f"{positions - in_views} of separators with begin, end and a word takes at least {positions + 3}"
         )
-    return Limits(settings.row_tokens, settings.images_per_row // views.count, positions, settings.cut)
+    pictures = settings.images_per_row // views.count
+    return Limits(settings.row_tokens, pictures, positions, settings.cut, settings.words)
 
 
 def _spec(settings: Settings) -> ImageSpec:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy
 from data_pipelines.contents import Contents, Found, contents_of, inputs_of
 from data_pipelines.parts import Tally
 from data_pipelines.pipeline_file import read_pipeline
+from data_pipelines.settings import Settings
 from data_pipelines.shown import Card, Run, Shown, items_of, plain, runs, shown, shown_pixels, visible, words
 from data_pipelines.sources.base import Draft, Rejection
 from data_pipelines.steps import Pictures
@@ -85,9 +86,10 @@ def preview(
     """
     at_least(1, {"n": n})
     if path.suffix in (".yaml", ".yml"):
-        contents = inputs_of(read_pipeline(path)[0].inputs, path)
+        pipeline = read_pipeline(path)[0]
+        contents, settings = inputs_of(pipeline.inputs, path), pipeline.settings
     else:
-        contents = contents_of(path)
+        contents, settings = contents_of(path), Settings()
     if rows and contents.layout != "shards":
         raise UserError(f"{path} is no finished corpus; expected one for --rows: write it with mm1-data shards first")
     if rows:
@@ -95,7 +97,7 @@ def preview(
     elif contents.layout == "shards":
         values = _stored(path, n)
     else:
-        values = _raw(contents, n, _taken(tokenizer))
+        values = _raw(contents, n, _taken(tokenizer), settings)
     empty: dict[str, Any] = {"rows": [], "cards": [], "faults": [], "tokens": True}
     page = environment("data_pipelines").get_template("preview.html")
     return write(out, page.render(title=visible(path.name or str(path)), **{**empty, **values}))
@@ -108,11 +110,15 @@ def _taken(path: Path | None) -> Tokenizer | None:
         return take_tokenizer(path, Path(folder))
 
 
-def _raw(contents: Contents, n: int, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The first documents of each reader in turn."""
+def _raw(contents: Contents, n: int, tokenizer: Tokenizer | None, settings: Settings) -> dict[str, Any]:
+    """The first documents of each reader in turn, conversations in the words of the pipeline's template."""
     faults = Tally()
     each = [_usable(found, faults) for found in contents.found]
-    cards = [_card(draft, tokenizer) for draft in itertools.islice(_in_turn(each), n)]
+    words = settings.words
+    cards = [
+        _card(replace(draft, items=tuple(words.applied(draft.items))), tokenizer)  # type: ignore[arg-type]
+        for draft in itertools.islice(_in_turn(each), n)
+    ]
     return {
         "told": [visible(f"{found.where}: {found.title} ({found.why})") for found in contents.found[:8]],
         "summary": f"{len(cards)} documents, as they stand before any step.",

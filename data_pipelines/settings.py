@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from math import isqrt
+from pathlib import Path
 from typing import Any, Literal
 
 from data_pipelines.cut import How
 from mm1.errors import UserError, at_least
 from mm1.sample import WHOLE, Views
+from mm1.template import OURS, Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class Settings:
         shard_bytes: Size at which a shard is closed.
         cut: Where a document that is longer than a row may be cut: ``sentences``, ``words``, ``items`` or ``never``.
         part_rows: Rows of a raw file that are one unit of work and have shards of their own.
+        template: YAML of the words that conversations are told in (configs/template); ours if not given.
+        hints: By stream, the name of the template's hint that stands behind each of its questions: ``{vqav2: short}``.
         views: In which views a picture is shown, as the model takes it; they are cut when shards are written.
     """
 
@@ -46,6 +51,8 @@ class Settings:
     cut: How = "sentences"
     part_rows: int = 2048
     views: Views = WHOLE
+    template: Path | None = None
+    hints: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = ("tokens_per_image", "images_per_row", "image_px", "captions_per_image", "shard_bytes", "part_rows")
@@ -70,10 +77,22 @@ class Settings:
             )
         if views > 1 and self.keep_pictures:
             raise UserError("keep_pictures stores files as they are, and views are cut; expected one of both")
+        for name in self.hints.values():
+            self.words.hinted((), name)
         if not 0 <= self.val_share <= 0.5:
             raise UserError(f"val_share is {self.val_share}; expected a share between 0 and 0.5")
 
+    @property
+    def words(self) -> Template:
+        """The template.
+
+        Raises:
+            UserError: Its file is not there, or no template.
+        """
+        return OURS if self.template is None else Template.read(self.template)
+
     def record(self) -> dict[str, Any]:
-        """As the manifest keeps it; whole pictures, as all were before there were views, go without saying."""
-        told = {**asdict(self), "also": [*self.also]}
-        return {name: value for name, value in told.items() if name != "views" or self.views.count > 1}
+        """As the manifest keeps it; what was the only way once goes without saying: whole pictures, our template."""
+        told = {**asdict(self), "also": [*self.also], "template": self.words.record(), "hints": dict(self.hints)}
+        usual = {"views": self.views.count == 1, "template": self.words == OURS, "hints": not self.hints}
+        return {name: value for name, value in told.items() if not usual.get(name)}

@@ -322,8 +322,8 @@ def _reading(assistant: Assistant, question: Question, choice: str, asked: Asked
     """Context and choice, with a blank between them, in the spelling that training gave such a text."""
     tokenizer = assistant.tokenizer
     if asked.template == "chat":
-        [context] = turn(question.context)
-        before = tokenizer.encode(tokenizer.spelling(context))
+        context = assistant.model.template.applied(turn(question.context))
+        before = [id for item in context if isinstance(item, Text) for id in tokenizer.encode(tokenizer.spelling(item))]
         said = tokenizer.encode(tokenizer.spelling(Text(choice.strip(), after_space=True)))
     else:
         before = tokenizer.encode(question.context.rstrip())

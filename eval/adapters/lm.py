@@ -79,7 +79,7 @@ class MM1Texts(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Ids of a text, or of a chat that :meth:`apply_chat_template` made; never with the begin token."""
-        return ids(string, self.codec)
+        return ids(string, self.codec, self.mm1.template)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as instruction tuning spelled it, as one string (:mod:`eval.adapters.texts`)."""

@@ -109,7 +109,7 @@ class MM1Simple(lmms):
             item = Text(str(said).removeprefix(" "), after_space=True)
             ids = self.codec.encode(self.codec.spelling(item))
             self.engine.check(prompt, len(ids))
-            shown = expand(prompt, self.engine.model.views)
+            shown = expand(self.engine.model.template.applied(prompt), self.engine.model.views)
             encoded = encode_prompt(shown, self.codec, self.engine.tokens_per_image)
             readings.append(Reading([*encoded.tokens.tolist(), *ids], len(ids), encoded.images))
         found = likelihoods(self.mm1, self.codec, readings, batch_positions=self.batch_positions)

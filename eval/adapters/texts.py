@@ -61,11 +61,13 @@ def items(string: str) -> list[Text]:
     return found
 
 
-def ids(string: str, tokenizer: Tokenizer) -> list[int]:
+def ids(string: str, tokenizer: Tokenizer, words: template.Template = template.OURS) -> list[int]:
     """Ids of a string, spelled as training spelled the document it stands for, without begin token."""
-    return [
-        id for item in items(string) for id in tokenizer.encode(tokenizer.spelling(item)) + [tokenizer.eos] * item.end
-    ]
+    found: list[int] = []
+    for item in words.applied(items(string)):
+        if isinstance(item, Text):
+            found += tokenizer.encode(tokenizer.spelling(item)) + [tokenizer.eos] * item.end
+    return found
 
 
 def _turns(string: str) -> list[str]:

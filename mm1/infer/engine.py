@@ -138,6 +138,7 @@ class Engine:
         Raises:
             UserError: The prompt and ``new`` tokens would not fit ``max_positions``.
         """
+        items = self.model.template.applied(items)
         shown = expand(items, self.model.views)
         pictures, views = (sum(isinstance(item, Image) for item in some) for some in (items, shown))
         in_pictures = views * self.tokens_per_image
@@ -152,7 +153,8 @@ class Engine:
 
     def _encode(self, items: Prompt, new: int) -> Encoded:
         self.check(items, new)
-        return prompt(expand(items, self.model.views), self.tokenizer, self.tokens_per_image)
+        shown = expand(self.model.template.applied(items), self.model.views)
+        return prompt(shown, self.tokenizer, self.tokens_per_image)
 
     @torch.inference_mode()
     def _answers(

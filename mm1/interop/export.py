@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from mm1.interop.card import write_card
 from mm1.interop.decoder_out import export_decoder
 from mm1.interop.whole import Whole, read_whole
@@ -39,6 +41,8 @@ def export(checkpoint: str | Path, folder: str | Path, to: Literal["own", "trans
             _write_own(whole, temporary)
         if found.origin_json is not None:
             (temporary / stored.ORIGIN).write_text(found.origin_json, encoding="utf-8")
+        if found.template is not None and to == "own":
+            (temporary / stored.TEMPLATE).write_text(yaml.safe_dump(found.template.record(), sort_keys=False))
         write_card(found, model, temporary, to=to, name=Path(folder).name)
     return Path(folder)
 

@@ -40,6 +40,11 @@ def write_transformers(found: Stored, model: MM1, folder: Path) -> None:
             f"{found.origin} takes a picture in {model.views}, which the processor for transformers does not know; "
             f"expected one view: export without --to transformers, and open the folder with mm1.load"
         )
+    if not model.template.plain:
+        raise UserError(
+            f"{found.origin} was tuned in the words of another template ({model.template.user!r}), which the processor "
+            f"for transformers does not know; expected ours: export without --to transformers"
+        )
     tokenizer = Tokenizer.from_bytes(found.tokenizer)
     image = tokenizer.vocabulary if tokenizer.image is None else tokenizer.image
     _write_processor(folder, model, tokenizer, image)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from torch import Tensor
 
 from mm1.data.tokenizer import Tokenizer
@@ -69,6 +70,8 @@ def write_anew(
         write_tensors(folder, tensors, {"format": str(stored.FORMAT)}, total=total)
         (folder / stored.CONFIG).write_text(config)
         (folder / whole.tokenizer.file_name).write_bytes(found.tokenizer)
+        if found.template is not None:
+            (folder / stored.TEMPLATE).write_text(yaml.safe_dump(found.template.record(), sort_keys=False))
         if found.origin_json is not None:
             (folder / stored.ORIGIN).write_text(found.origin_json, encoding="utf-8")
     return out

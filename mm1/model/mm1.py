@@ -20,6 +20,7 @@ from mm1.model.moe.routing import Places
 from mm1.model.splice import check, splice
 from mm1.model.vision import VisionEncoder
 from mm1.sample import WHOLE, Views
+from mm1.template import OURS, Template
 
 
 class MM1(nn.Module):
@@ -34,6 +35,7 @@ class MM1(nn.Module):
 
     mean_C11: Tensor
     std_C11: Tensor
+    template: Template = OURS  # in whose words conversations are put to it; kept in checkpoints, beside the tokenizer
 
     def __init__(
         self,

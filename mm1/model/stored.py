@@ -23,12 +23,13 @@ from mm1.model.build import build
 from mm1.model.mm1 import MM1
 from mm1.model.pieces import AtRest, InPieces, Pieces, is_sharded
 from mm1.model.positions import resampled
+from mm1.template import OURS, Template
 
 FORMAT = 1  # of exported folders
 CHECKPOINT_FORMAT = 3  # of training checkpoints
 PREFIX = "model."  # of the weights in a Lightning module that holds the model
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG, ORIGIN = "model.yaml", "origin.json"
+CONFIG, ORIGIN, TEMPLATE = "model.yaml", "origin.json", "template.yaml"
 TRANSFORMERS = "config.json"  # holds the model's configuration where transformers is to read it too
 PREPEND = "prepend_scheme"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
@@ -45,6 +46,7 @@ class Stored:
             (:class:`mm1.model.pieces.InPieces`) when they are asked for.
         origin: Where it was read, for errors.
         origin_json: Where its parts came from (:mod:`mm1.interop.origin`), None if they are our own.
+        template: In whose words it was tuned on conversations, None if it was not.
     """
 
     config: str
@@ -52,6 +54,7 @@ class Stored:
     weights: Mapping[str, Tensor]
     origin: str
     origin_json: str | None = None
+    template: Template | None = None
 
     def model(self) -> MM1:
         """The model with its weights, on the CPU, in evaluation mode.
@@ -76,9 +79,11 @@ class Stored:
         if not isinstance(config, dict):
             raise UserError(f"{self.origin} has a model configuration without a class_path; expected a tree of them")
         try:
-            return build(config)
+            model = build(config)
         except UserError as error:
             raise UserError(f"{self.origin}: {error}") from None
+        model.template = self.template or OURS
+        return model
 
 
 def read(path: str | Path) -> Stored:
@@ -189,7 +194,9 @@ def _stored(found: Any, path: Path) -> Stored:
     if any(isinstance(value, AtRest) for value in weights.values()):
         weights = InPieces(weights)
     origin = about.get("origin")
-    return Stored(about["model"], about["tokenizer"], weights, str(path), origin if isinstance(origin, str) else None)
+    origin = origin if isinstance(origin, str) else None
+    template = Template.of(about["template"], path) if "template" in about else None
+    return Stored(about["model"], about["tokenizer"], weights, str(path), origin, template)
 
 
 def _read_folder(path: Path) -> Stored:
@@ -210,6 +217,7 @@ def _read_folder(path: Path) -> Stored:
         _map(path, _shards(path) if weights == INDEX else [WEIGHTS]),
         str(path),
         _origin(path),
+        Template.read(path / TEMPLATE) if (path / TEMPLATE).is_file() else None,
     )
 
 

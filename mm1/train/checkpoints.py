@@ -27,6 +27,7 @@ from mm1.errors import UserError, at_least
 from mm1.model.pieces import MOMENTS, WEIGHTS
 from mm1.model.stored import CHECKPOINT_FORMAT
 from mm1.runs import Run
+from mm1.template import Template
 from mm1.train.background import Background, unwritten
 from mm1.train.shard_writer import sync, take_away
 from mm1.train.strategy import Sharded
@@ -223,12 +224,19 @@ class Describe(Callback):
         checkpoint["mm1"] = {"format": CHECKPOINT_FORMAT, "model": self.model, "tokenizer": tokenizer}
         if pl_module.origin_json is not None:
             checkpoint["mm1"]["origin"] = pl_module.origin_json
+        template: Any = pl_module.template
+        if template is not None:
+            checkpoint["mm1"]["template"] = template.record()
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """A resumed run remembers what the one before knew."""
         pl_module.origin_json = checkpoint["mm1"].get("origin")
+        if "template" in checkpoint["mm1"]:
+            settle: Any = pl_module.speak
+            path = trainer.ckpt_path
+            settle(Template.of(checkpoint["mm1"]["template"], path), path)
 
 
 def save(trainer: lightning.Trainer, path: Path) -> None:

@@ -18,6 +18,7 @@ from mm1.data.shards import read_manifest
 from mm1.data.streams import HeldOut, Loader, Windows
 from mm1.data.tokenizer import Tokenizer, find
 from mm1.errors import at_least
+from mm1.template import Template
 from mm1.train.strategy import reader
 
 
@@ -112,6 +113,7 @@ class MM1Data(lightning.LightningDataModule):
         """
         manifest = read_manifest(self.recipe.corpus)
         self.tokenizer = Tokenizer(find(self.recipe.corpus))
+        self.template = Template.of(manifest["template"], self.recipe.corpus) if "template" in manifest else None
         check_corpus(manifest, self.tokenizer.fingerprint, self.recipe)
         self.shards = open_shards(self.recipe, "train")
         open_shards(self.recipe, "val")

@@ -20,6 +20,7 @@ from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
 from mm1.model.positions import resampled
 from mm1.model.stored import check_fits, read, upgrade
+from mm1.template import OURS, Template
 from mm1.train.adafactor import Adafactor
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.optim import AdamW, check_resumes
@@ -51,6 +52,7 @@ class Objective(lightning.LightningModule):
         self.model = model
         self.optimizer = optimizer or AdamW()
         self.seed, self.init_from, self.compiled = seed, init_from, compiled
+        self.template: Template | None = None  # of the conversations trained on, now or before
         self.origin_json: str | None = None  # of the parts that init_from was joined of
         self.window: Tensor = torch.ones(2, device="cpu")
         self.copies: torch.cuda.Stream | None = None
@@ -65,6 +67,7 @@ class Objective(lightning.LightningModule):
         """
         self._check_vocabulary()
         self._check_tasks()
+        self.speak(None, "")
         strategy = self.trainer.strategy
         if isinstance(strategy, Sharded):
             strategy.spread(self.model)
@@ -112,6 +115,23 @@ class Objective(lightning.LightningModule):
             )
         take_over(self.model, weights)
         self.origin_json = found.origin_json
+        self.speak(found.template, path)
+
+    def speak(self, before: Template | None, origin: object) -> None:
+        """Settle in whose words the model is asked: those of the corpus, or else those it was tuned in ``before``.
+
+        Raises:
+            UserError: Both are known and differ.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if before is not None and data.template is not None and not before.says(data.template):
+            raise UserError(
+                f"{origin} was tuned on conversations in the words {before.user!r}, {data.recipe.corpus} has "
+                f"{data.template.user!r} or other instructions; write the shards of data.corpus with the checkpoint's "
+                f"template (--template)"
+            )
+        self.template = data.template or before
+        self.model.template = self.template or OURS
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy on a stream of its own, while the device still computes the step before; the loader's memory is pinned.

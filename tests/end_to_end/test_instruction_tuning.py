@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 import mm1
-from data_pipelines.pipeline import Settings, build
+from data_pipelines.engines import Local
+from data_pipelines.pipeline import Pipeline, Settings, build
 from data_pipelines.preview import preview
 from data_pipelines.scenes import write
+from data_pipelines.sources import Conversations
 from data_pipelines.train_tokenizer import train_tokenizer
 from eval.contamination import overlap
 from eval.task import discover
@@ -21,13 +24,16 @@ from mm1.data.recipe import Recipe
 from mm1.data.shards import ShardSet, read_manifest
 from mm1.data.streams import Windows
 from mm1.errors import UserError
+from mm1.interop.export import export
 from mm1.model.build import build as built
 from mm1.model.positions import resample_positions
 from mm1.model.stored import read
 from mm1.sample import Image, Text, Views
+from mm1.template import turn
 from mm1.train.held_out import HeldOutLoss
 from tests.conftest import IMAGE_PX, IMAGE_TOKENS, VOCABULARY, fit, run_config, tiny_model
 
+LLAVA = Path(__file__).resolve().parents[2] / "configs" / "template" / "llava.yaml"
 VIEWS = Views(rows=1, columns=2, overview="last", separator="{number}:")
 SIZES: dict[str, Any] = {"row_tokens": 256, "tokens_per_image": IMAGE_TOKENS, "image_px": IMAGE_PX}
 
@@ -197,3 +203,42 @@ def test_from_27_to_48_patches_a_side_a_ramp_stays_one() -> None:
     inner = slice(4, 44)
     torch.testing.assert_close(found[inner, inner, 0], expected[None, inner].expand(40, 40), atol=1e-3, rtol=0)
     torch.testing.assert_close(found[inner, inner, 1], expected[inner, None].expand(40, 40), atol=1e-3, rtol=0)
+
+
+def test_a_template_goes_from_the_shards_through_training_to_whoever_asks(scenes: Path, tmp_path: Path) -> None:
+    """Several sources with weights and hints of their own, in LLaVA's words; then other words are refused."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    turns = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": "red"}]
+    pictures = sorted(map(str, (scenes / "captions").rglob("*.jpg")))
+    for name, count in (("short", 30), ("chat", 20)):
+        rows = [{"id": f"{name}{n}", "image": pictures[n], "conversations": turns} for n in range(count)]
+        (raw / f"{name}.json").write_text(json.dumps(rows))
+    inputs: dict[str, Any] = {name: [Conversations(raw / f"{name}.json", root=Path("/"))] for name in ("short", "chat")}
+    corpus = tmp_path / "corpus"
+    train_tokenizer(scenes, corpus, VOCABULARY)
+    settings = Settings(**{**SIZES, "row_tokens": 400}, template=LLAVA, hints={"short": "short"})
+    manifest = Pipeline(inputs, settings).run(corpus, Local(1))
+    assert manifest["template"]["user"] == "USER: {text} ASSISTANT:"
+    texts = {name: [i.text for i in ShardSet(corpus, name, "train")[0].items if isinstance(i, Text)] for name in inputs}
+    hint = "\nAnswer the question using a single word or phrase."
+    assert texts["short"][1:] == [f"USER: Which colour?{hint} ASSISTANT:", "red"]
+    assert texts["chat"][1:] == ["USER: Which colour? ASSISTANT:", "red"]
+    assert texts["chat"][0].startswith("A chat between a curious human")
+    tuning = config(corpus, max_steps=6)
+    tuning["data"] |= {"weights": {"short": 3, "chat": 1}, "row_tokens": 400, "unit": "documents"}
+    run = fit(tmp_path / "run", tuning)
+    assert {"loss/short", "loss/chat"} <= run.history("train")[-1].keys()
+    asked = [Image(Path(pictures[0]).read_bytes()), *turn("Which colour?")]
+    for at in (run.last, export(run.last, tmp_path / "folder")):
+        assistant = mm1.load(at)
+        ids = [token for token in assistant.engine._encode(asked, 4).tokens.tolist() if token != IMAGE]
+        assert assistant.tokenizer.decode(ids).endswith("USER: Which colour? ASSISTANT:")
+    other = tmp_path / "other"
+    train_tokenizer(scenes, other, VOCABULARY)
+    Pipeline(inputs, Settings(**{**SIZES, "row_tokens": 400})).run(other, Local(1))
+    tuning["init_from"] = str(run.last)
+    with pytest.raises(UserError, match=r"was tuned on conversations in the words 'USER: .*; write the shards"):
+        fit(tmp_path / "again", tuning, "--data.corpus", str(other))
+    with pytest.raises(UserError, match="no hint is called 'brief'"):
+        Settings(hints={"short": "brief"})
