@@ -1,7 +1,7 @@
 """Pictures that lie inside annotation files (parquet, base64 in a table), unpacked once so that each is a file.
 
 They go into a folder beside the annotation file, ``<file>.pictures``, named by content; where that cannot be written,
-into the system's temporary folder. What is there already is not written again.
+below ``MM1_CACHE`` (~/.cache/mm1). What is there already is not written again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import base64
 import binascii
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 from mm1.errors import UserError
@@ -63,6 +62,7 @@ class Unpacked:
         except OSError:
             pass
         mark = hashlib.sha256(str(self.file.resolve()).encode()).hexdigest()[:16]
-        elsewhere = Path(tempfile.gettempdir()) / f"mm1-pictures-{os.getuid()}" / mark
+        cache = Path(os.environ.get("MM1_CACHE") or Path("~/.cache/mm1").expanduser())
+        elsewhere = cache / "pictures" / mark
         elsewhere.mkdir(parents=True, exist_ok=True)
         return elsewhere

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
 
-from mm1.errors import UserError
+from mm1.infer.decoding import GREEDY, Decoding
 from mm1.infer.engine import Engine, Prompt
 
 LENGTHS = ("max_new_tokens", "max_gen_toks", "max_tokens", "max_completion_tokens")
@@ -23,29 +23,31 @@ class Wanted:
     Args:
         tokens: Its length at most.
         stop: Strings before which it ends.
+        decoding: Greedily, by beams, or drawn.
     """
 
     tokens: int
     stop: tuple[str, ...]
+    decoding: Decoding = GREEDY
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Wanted:
-        """From a task's ``generation_kwargs``.
+        """From a task's ``generation_kwargs``; drawn only where ``do_sample`` says so, as transformers does.
 
         Raises:
-            UserError: It wants sampled answers or beams.
+            UserError: Numbers that cannot be.
         """
-        if given.get("do_sample") and (given.get("temperature", 1.0) or 0) > 0:
-            raise UserError(
-                f"the task wants sampled answers (do_sample with temperature {given.get('temperature', 1.0)}); "
-                f"expected greedy ones: set do_sample to false in its generation_kwargs (--gen_kwargs do_sample=False)"
-            )
-        if (given.get("num_beams") or 1) > 1:
-            raise UserError(f"the task wants {given['num_beams']} beams; expected 1 (--gen_kwargs num_beams=1)")
         until = given.get("until") or ()
         stop = (until,) if isinstance(until, str) else tuple(until)
         length = next((given[name] for name in LENGTHS if given.get(name)), TOKENS)
-        return cls(int(length), tuple(mark for mark in stop if mark))
+        temperature = given.get("temperature")
+        decoding = Decoding(beams=int(given.get("num_beams") or 1))
+        if given.get("do_sample") and temperature != 0:
+            top_k, top_p = int(given.get("top_k") or 0), float(given.get("top_p") or 1.0)
+            heat = 1.0 if temperature is None else float(temperature)
+            decoding = replace(decoding, temperature=heat, top_k=top_k, top_p=top_p)
+        decoding.check()
+        return cls(int(length), tuple(mark for mark in stop if mark), decoding)
 
 
 def answers(engine: Engine, prompts: Sequence[Prompt], wanted: Sequence[Wanted], quiet: bool = False) -> list[str]:
@@ -66,7 +68,9 @@ def answers(engine: Engine, prompts: Sequence[Prompt], wanted: Sequence[Wanted],
     found = [""] * len(prompts)
     with tqdm(total=len(prompts), unit=" answers", disable=quiet) as bar:
         for want, places in alike.items():
-            for at, answer in engine.generate([prompts[place] for place in places], want.tokens, want.stop):
+            for at, answer in engine.generate(
+                [prompts[place] for place in places], want.tokens, want.stop, want.decoding
+            ):
                 found[places[at]] = answer
                 bar.update()
     return found

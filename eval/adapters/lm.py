@@ -1,4 +1,4 @@
-"""lm-eval's view of our checkpoints: log-likelihoods, rolling log-likelihoods and greedy answers about text.
+"""lm-eval's view of our checkpoints: log-likelihoods, rolling log-likelihoods and answers about text.
 
 MM1 reports text-only skills as TextCore (its section 3.3, after OpenELM): zero-shot tasks of log-likelihood. The
 harness is EleutherAI's lm-evaluation-harness (``pip install mm1[lm]``); ``mm1-eval lm`` registers this class at run
@@ -120,7 +120,7 @@ class MM1Texts(TemplateLM):
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each up to its stop strings."""
+        """Answers as each task wants them decoded, up to their stop strings."""
         wanted = [Wanted.of(request.args[1]) for request in requests]
         prompts = [self._fitting(request.args[0], want.tokens) for request, want in zip(requests, wanted, strict=True)]
         found = answers(self.engine, prompts, wanted, quiet=disable_tqdm)

@@ -1,4 +1,4 @@
-"""lmms-eval's view of our checkpoints: greedy answers and log-likelihoods about pictures and text.
+"""lmms-eval's view of our checkpoints: answers and log-likelihoods about pictures and text.
 
 ``mm1-eval lmms`` registers two classes by a manifest of lmms-eval's own registry at run time: ``chat`` is handed the
 messages of a task, ``simple`` (``--force_simple``) its text and pictures, which come first, and also the tasks that
@@ -93,7 +93,7 @@ class MM1Simple(lmms):
         self.template, self.batch_positions = template, batch_positions
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy answers to texts with pictures."""
+        """Answers to texts with pictures, decoded as each task wants."""
         asked = [
             (self._prompt(context, self._pictures(to_pictures, task, split, document)), Wanted.of(kwargs))
             for context, kwargs, to_pictures, document, task, split in (request.args for request in requests)
@@ -145,7 +145,7 @@ class MM1Chat(MM1Simple):
     is_simple = False
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy answers to conversations."""
+        """Answers to conversations, decoded as each task wants."""
         prompts, wanted = [], []
         for _, to_messages, kwargs, document, task, split in (request.args for request in requests):
             prompts.append(self.prompt_of(to_messages(self.task_dict[task][split][document])))

@@ -17,6 +17,7 @@ from torch import Tensor
 from mm1.data.encode import Encoded
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
+from mm1.infer.engine import exact
 from mm1.infer.features import Asked, Features
 from mm1.model.mm1 import MM1
 from mm1.sample import Image
@@ -77,9 +78,9 @@ def likelihoods(
     model.decoder.check_generates()
     features, found = Features(model, features_mb), [Likelihood(0.0, True)] * len(readings)
     for chosen in _batches(readings, batch_positions):
-        for at, likelihood in zip(
-            chosen, _read(model, tokenizer, features, [readings[at] for at in chosen]), strict=True
-        ):
+        with exact(model):
+            likely = _read(model, tokenizer, features, [readings[at] for at in chosen])
+        for at, likelihood in zip(chosen, likely, strict=True):
             found[at] = likelihood
         done(len(chosen))
     return found

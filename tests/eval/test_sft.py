@@ -133,9 +133,9 @@ def test_pictures_are_unpacked_once_and_elsewhere_where_they_cannot_lie_beside(
     assert {q.picture: q.picture.stat().st_mtime_ns for q in one(tmp_path, first.name).queries} == times
     shutil.rmtree(first.queries[0].picture.parent)
     monkeypatch.setattr("eval.unpack.os.access", lambda path, mode: False)
-    monkeypatch.setattr("eval.unpack.tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setenv("MM1_CACHE", str(tmp_path / "cache"))
     elsewhere = one(tmp_path, "mmbench/dev_20230712").queries[0].picture
-    assert elsewhere.is_relative_to(tmp_path / "temporary")
+    assert elsewhere.is_relative_to(tmp_path / "cache")
     assert elsewhere.read_bytes() == releases.png(1)
 
 

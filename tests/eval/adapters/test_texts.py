@@ -15,6 +15,7 @@ from eval.turns import asked
 from mm1.data.encode import encode
 from mm1.data.tokenizer import Tokenizer, from_hf
 from mm1.errors import UserError
+from mm1.infer.decoding import Decoding
 from mm1.sample import Image, Sample, Text
 from mm1.template import answer, system, turn
 from tests.mm1.data.hf_folders import write
@@ -83,3 +84,8 @@ def test_what_a_harness_wants_of_an_answer() -> None:
     assert Wanted.of({"until": "\n"}) == Wanted(256, ("\n",))
     assert Wanted.of({"until": ["a", ""], "max_new_tokens": 16, "num_beams": 1, "temperature": 0}) == Wanted(16, ("a",))
     assert Wanted.of({"until": None, "do_sample": True, "temperature": 0.0}) == Wanted(256, ())
+    assert Wanted.of({"do_sample": False, "temperature": 0.7, "top_p": 0.9}) == Wanted(256, ())
+    assert Wanted.of({"num_beams": 3}).decoding == Decoding(beams=3)
+    drawn = Wanted.of({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 50, "max_gen_toks": 5})
+    assert drawn == Wanted(5, (), Decoding(temperature=0.7, top_p=0.9, top_k=50))
+    assert Wanted.of({"do_sample": True}).decoding == Decoding(temperature=1.0)
