@@ -6,13 +6,17 @@ Drawn by rank or by place in a batch, scores would change with the number of GPU
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from eval.pictures import content, read
 from eval.task import Query, Task
 from mm1.errors import UserError
+
+Name = TypeVar("Name", str, tuple[str, ...])
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Demonstrations:
 
     def __post_init__(self) -> None:
         scored = self.task.whole if self.task.train else ()
-        self._scored = frozenset(content(query.picture) for query in scored)
+        self._scored = frozenset(content(path) for query in scored for path in query.pictures)
 
     @property
     def pool(self) -> tuple[Query, ...]:
@@ -47,12 +51,12 @@ class Demonstrations:
             UserError: The pool holds fewer pictures that may be shown.
         """
         chosen: list[Query] = []
-        used = {content(query.picture)}
+        used = set(_contents(query))
         for at in self._order(query) if shots else ():
-            picture = self._shown(self.pool[at])
-            if picture is not None and picture not in used and picture not in self._scored:
+            pictures = self._shown(self.pool[at])
+            if pictures and used.isdisjoint(pictures) and self._scored.isdisjoint(pictures):
                 chosen.append(self.pool[at])
-                used.add(picture)
+                used.update(pictures)
             if len(chosen) == shots:
                 break
         if len(chosen) < shots:
@@ -66,13 +70,13 @@ class Demonstrations:
         """Places in the pool, the first to be shown first."""
         return _shuffled(len(self.pool), random.Random(f"{self.seed}/{query.id}"))
 
-    def _shown(self, demonstration: Query) -> str | None:
-        """The content of its picture; None of the train part where it is broken, as training left it out too."""
+    def _shown(self, demonstration: Query) -> tuple[str, ...]:
+        """Contents of its pictures; none of the train part where one is broken, as training left it out too."""
         try:
-            return content(demonstration.picture) if read(demonstration.picture) else None
+            return _contents(demonstration) if all(map(read, demonstration.pictures)) else ()
         except UserError:
             if self.task.train:
-                return None
+                return ()
             raise
 
 
@@ -80,21 +84,45 @@ def blind(task: Task, seed: int) -> dict[str, Query]:
     """Every query with another picture in place of its own, by id; text, demonstrations and references stay.
 
     Photographs are told apart by content, and all questions about one are shown the same other one, whatever the
-    limit. Where a question has a context (made-up words), its pictures trade places and its own stays.
+    limit; a question about several is shown those of another about as many. Of made-up words the pictures that define
+    them trade places and the one asked about stays.
 
     Raises:
         UserError: There is no other picture.
     """
-    alone = [query for query in task.queries if not query.context]
-    paths = {content(query.picture): query.picture for query in task.whole if not query.context}
+    if task.kind == "icl":
+        return {query.id: _trade(query, task) for query in task.queries}
+    paths = {content(path): path for query in task.whole for path in query.pictures}
     if len(paths) == 1:
         raise UserError(f"{task.name} has one picture, so there is no other for its blind arm; set arms to [sighted]")
-    other = derangement(sorted(paths), seed)
-    swapped = {query.id: replace(query, picture=paths[other[content(query.picture)]]) for query in alone}
-    return swapped | {query.id: _trade(query, task) for query in task.queries if query.context}
+    alike: dict[int, set[tuple[str, ...]]] = defaultdict(set)  # prompts with as many pictures trade them
+    for query in task.whole:
+        alike[len(query.pictures)].add(_contents(query))
+    other = {mine: theirs for some in alike.values() for mine, theirs in derangement(sorted(some), seed).items()}
+    return {query.id: _shows(query, other[_contents(query)], paths, task, seed) for query in task.queries}
 
 
-def derangement(names: Sequence[str], seed: int) -> dict[str, str]:
+def _contents(query: Query) -> tuple[str, ...]:
+    return tuple(content(path) for path in query.pictures)
+
+
+def _shows(query: Query, names: tuple[str, ...], paths: dict[str, Path], task: Task, seed: int) -> Query:
+    """The question with other pictures in their places; none of its own is among them."""
+    own = set(_contents(query))
+    if not own.isdisjoint(names):  # they share one, or nobody else has as many
+        others = sorted(paths.keys() - own)
+        if len(others) < len(names):
+            raise UserError(
+                f"{task.name}: question {query.id} has {len(names)} pictures and there are {len(others)} others; "
+                f"expected as many for its blind arm; set arms to [sighted]"
+            )
+        names = tuple(random.Random(f"blind/{seed}/{query.id}").sample(others, len(names)))
+    given = iter(paths[name] for name in names)
+    context = tuple(next(given) if isinstance(item, Path) else item for item in query.context)
+    return replace(query, context=context, picture=next(given), others=tuple(given))
+
+
+def derangement(names: Sequence[Name], seed: int) -> dict[Name, Name]:
     """A random permutation in one single cycle (Sattolo 1986), so that nothing is mapped to itself."""
     chance, images = random.Random(f"derangement/{seed}"), list(names)
     for last in range(len(images) - 1, 0, -1):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mm1.data.encode import prompt_text_tokens
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
-from mm1.sample import Image, Text
+from mm1.sample import WHOLE, Image, Text, Views, expand
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,41 @@ class Length:
         tokens_per_image: Positions of each.
         text: Positions of its text, the begin token among them.
         new: Tokens of its answer at most.
+        views: Views of its pictures, each of which takes these positions; as many as pictures if not given.
     """
 
     pictures: int
     tokens_per_image: int
     text: int
     new: int
+    views: int | None = None
+
+    @property
+    def encoded(self) -> int:
+        """What is encoded: views of pictures."""
+        return self.pictures if self.views is None else self.views
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.pictures * self.tokens_per_image + self.text + self.new
+        return self.encoded * self.tokens_per_image + self.text + self.new
 
     def __str__(self) -> str:
-        in_pictures = self.pictures * self.tokens_per_image
+        in_pictures = self.encoded * self.tokens_per_image
+        what = f"{self.pictures} pictures" + f" in {self.encoded} views" * (self.encoded != self.pictures)
         return (
-            f"a prompt of {in_pictures + self.text} positions ({self.pictures} pictures x {self.tokens_per_image} = "
+            f"a prompt of {in_pictures + self.text} positions ({what} x {self.tokens_per_image} = "
             f"{in_pictures}, text {self.text}) and {self.new} new tokens make {self.total}"
         )
 
 
-def measure(items: Sequence[Text | Image], new: int, tokenizer: Tokenizer, tokens_per_image: int) -> Length:
-    """The length of a prompt, by counting: no picture is read."""
-    pictures = sum(isinstance(item, Image) for item in items)
-    return Length(pictures, tokens_per_image, prompt_text_tokens(items, tokenizer), new)
+def measure(
+    items: Sequence[Text | Image], new: int, tokenizer: Tokenizer, tokens_per_image: int, views: Views = WHOLE
+) -> Length:
+    """The length of a prompt for a model that shows pictures in ``views``, by counting: no picture is read."""
+    shown = expand(items, views)
+    pictures, encoded = (sum(isinstance(item, Image) for item in some) for some in (items, shown))
+    return Length(pictures, tokens_per_image, prompt_text_tokens(shown, tokenizer), new, encoded)
 
 
 def excess(lengths: Sequence[Length], most: int) -> int | None:
@@ -69,6 +80,6 @@ def refuse(where: str, lengths: Sequence[Length], most: int) -> UserError:
         return UserError(told)
     if dropped is None:
         return UserError(f"{told}, and the question alone takes {lengths[-1].total}")
-    room = (most - asked.text - asked.new) // asked.pictures if asked.pictures else 0
+    room = (most - asked.text - asked.new) // asked.encoded if asked.encoded else 0
     smaller = f", or all with a connector of at most {room} tokens" if 0 < room < asked.tokens_per_image else ""
     return UserError(f"{told}: {shots - dropped} of {shots} demonstrations fit (when_too_long: drop){smaller}")

@@ -24,7 +24,7 @@ from eval.files import Data
 from eval.fit import Length, excess, measure, refuse
 from eval.metrics.metric import Metric
 from eval.pictures import blank, read
-from eval.prompts import Item, Settings, document, spell
+from eval.prompts import Item, Prompt, Settings, document, spell
 from eval.scores import FORMAT, of_task
 from eval.similar import Similar
 from eval.store import LEAKS, Answer, Answers, Key, fingerprint, key
@@ -262,7 +262,7 @@ def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
 
         def length(job: Job, new: int = new) -> Length:
             items = job.prompt(settings, lambda picture: b"")
-            return measure(items, new, engine.tokenizer, engine.tokens_per_image)
+            return measure(items, new, engine.tokenizer, engine.tokens_per_image, engine.model.views)
 
         if length(job).total > settings.max_positions:
             lengths = [length(job.without(count)) for count in range(len(job.demonstrations) + 1)]
@@ -282,7 +282,7 @@ def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Metric)
         prompt = settings.prompt(kind)
         free = [at for at, job in enumerate(jobs) if not job.asked.choices and job.kind == kind]
         for at, answer in engine.generate([prompts[at] for at in free], prompt.max_new_tokens, prompt.stop):
-            yield _record(jobs[free[at]], spell(prompts[free[at]]), answer, scorer)
+            yield _record(jobs[free[at]], spell(prompts[free[at]]), answer, scorer, prompt)
     pairs = [(at, choice) for at in closed for choice in jobs[at].asked.choices]
     likelihoods = engine.score([prompts[at] for at, _ in pairs], [choice for _, choice in pairs])
     for at in closed:
@@ -290,7 +290,10 @@ def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Metric)
         yield _record(jobs[at], spell(prompts[at]), scorer.chosen(jobs[at].query.id, max(mine)[1]), scorer)
 
 
-def _record(job: Job, prompt: str, answer: str, scorer: Metric) -> Answer:
+def _record(job: Job, prompt: str, said: str, scorer: Metric, asked: Prompt | None = None) -> Answer:
+    """What is stored: the answer, and all that was said where it had to be taken out of that."""
+    taken = asked.taken(said) if asked else said
+    answer = said if taken is None else taken
     return {
         "task": job.task.name,
         "shots": job.shots,
@@ -304,6 +307,7 @@ def _record(job: Job, prompt: str, answer: str, scorer: Metric) -> Answer:
         "question": job.query.question,
         "prompt": prompt,
         "answer": answer,
+        **({"said": said, "taken": taken is not None} if asked and asked.extract else {}),
         **gold_of(job.task, job.query),
         "score": scorer.score(job.query.id, answer),
     }

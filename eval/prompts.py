@@ -37,11 +37,30 @@ class Prompt:
             there for the query; a chat one has no answer, since the chat template gives it its place.
         stop: Strings before which an answer ends.
         max_new_tokens: Length of an answer at most.
+        reasoning: What a demonstration shows in the place of its answer, such as ``{rationale} Answer: {answer}``, so
+            that the model reasons before it answers (chain of thought, Wei et al. 2022). A demonstration whose file has
+            no rationale shows the rest. Empty: the answer alone.
+        extract: Regular expression by which an answer is taken out of what was said: the first group of its last match,
+            such as ``Answer:\\s*(.*)``. What it does not match is scored as a whole, and counted. Empty: all of it.
     """
 
     template: str = "{image}Question: {question} Short answer: {answer}"
     stop: tuple[str, ...] = ("\n", "Question")
     max_new_tokens: int = 10
+    reasoning: str = ""
+    extract: str = ""
+
+    def shown(self, query: Query) -> str:
+        """What a demonstration shows as its answer."""
+        if not self.reasoning:
+            return query.answer
+        rationale = str(query.about.get("rationale") or "").strip()
+        return self.reasoning.replace("{answer}", query.answer).replace("{rationale}", rationale).strip()
+
+    def taken(self, said: str) -> str | None:
+        """The answer in what was said; None where there is none to be found."""
+        found = list(re.finditer(self.extract, said)) if self.extract else []
+        return str(found[-1][1]).strip() if found else None if self.extract else said
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,9 @@ class Settings:
         seeds: Of demonstrations alone: every question is asked with those of each. Only ``seed`` if empty.
         max_positions: The context, positions a prompt and its answer may take together. MM1's rows by default; a model
             that was trained on shorter ones has not seen positions beyond them.
+        full_resolution_last: Only the last so many demonstrations are shown in all the views that the model takes, and
+            those before them in one, so that more of them fit (MM1's mixed resolution); all if null. The picture asked
+            about always is.
         when_too_long: ``refuse`` to run with a prompt that is longer, or ``drop`` its earliest demonstrations: each
             answer then names them, and the score is marked.
         batch_positions: Positions decoded at once; changes speed and memory, no answer.
@@ -99,6 +121,7 @@ class Settings:
     seed: int = 0
     seeds: tuple[int, ...] = ()
     max_positions: int = 4096
+    full_resolution_last: int | None = None
     when_too_long: Literal["refuse", "drop"] = "refuse"
     batch_positions: int = 16384
     features_mb: int = 1024
@@ -113,12 +136,13 @@ class Settings:
         Raises:
             UserError: Which one, and what it lacks.
         """
-        _given(self, may_lack=("limit", "choosing"))
+        _given(self, may_lack=("limit", "choosing", "full_resolution_last"))
         if not self.shots or not self.arms:
             raise UserError(f"shots is {list(self.shots)} and arms {list(self.arms)}; expected at least one of each")
         none = ("text_only_demonstrations", "features_mb", "max_missing_share")
         at_least(0, {"shots": min(self.shots), **{name: getattr(self, name) for name in none}})
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
+        at_least(0, {"full_resolution_last": self.full_resolution_last or 0})
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {list(self.seeds)}; expected every seed once")
         if self.demonstrations == "similar":
@@ -130,6 +154,7 @@ class Settings:
             at_least(1, {f"{kind}.max_new_tokens": prompt.max_new_tokens})
             if "" in prompt.stop:
                 raise UserError(f"{kind}.stop is {list(prompt.stop)}; expected no empty text, which ends every answer")
+            _check_reasoning(prompt, kind)
             template = prompt.template
             if unknown := set(re.findall(r"{\w*}", template)) - {"{image}", "{question}", "{answer}"}:
                 raise UserError(f"{kind}.template has {min(unknown)}; expected {{image}}, {{question}} and {{answer}}")
@@ -154,6 +179,18 @@ class Settings:
         return found
 
 
+def _check_reasoning(prompt: Prompt, kind: str) -> None:
+    braces = re.findall(r"{\w*}", prompt.reasoning)
+    if prompt.reasoning and (set(braces) - {"{rationale}", "{answer}"} or braces.count("{answer}") != 1):
+        raise UserError(f"{kind}.reasoning is {prompt.reasoning!r}; expected {{answer}} once, {{rationale}} before it")
+    try:
+        groups = re.compile(prompt.extract).groups
+    except re.error as error:
+        raise UserError(f"{kind}.extract is {prompt.extract!r} ({error}); expected a regular expression") from None
+    if prompt.extract and not groups:
+        raise UserError(f"{kind}.extract is {prompt.extract!r}; expected a group in it, such as Answer:\\s*(.*)")
+
+
 def _given(values: Prompt | Settings, where: str = "", may_lack: Sequence[str] = ()) -> None:
     """Refuse a null in a YAML, which the parser lets through."""
     for name, value in vars(values).items():
@@ -171,6 +208,8 @@ def document(
 ) -> list[Item]:
     """The whole prompt: demonstrations with their answers, the query's own context, the query without its answer.
 
+    A demonstration has its own context before it, too.
+
     Args:
         query: What is asked.
         demonstrations: What stands before it, without their pictures if ``text_only``.
@@ -179,11 +218,21 @@ def document(
         read: Bytes of a picture.
         text_only: Whether demonstrations come without their pictures.
     """
-    shown = [item for shot in demonstrations for item in _asked(shot, kind, settings, read, shot.answer)]
+    shown: list[Item] = []
+    last = settings.full_resolution_last
+    for left, shot in zip(range(len(demonstrations), 0, -1), demonstrations, strict=True):
+        answer = settings.prompt(shot.kind or kind).shown(shot)
+        items = [*_context(shot, read), *_asked(shot, kind, settings, read, answer)]
+        if last is not None and left > last:
+            items = [replace(item, views="whole") if isinstance(item, Image) else item for item in items]
+        shown += items
     if text_only:
         shown = [item for item in shown if isinstance(item, Text)]
-    context: list[Item] = [Image(read(item)) if isinstance(item, Path) else Text(item) for item in query.context]
-    return [*shown, *context, *_asked(query, kind, settings, read, None)]
+    return [*shown, *_context(query, read), *_asked(query, kind, settings, read, None)]
+
+
+def _context(query: Query, read: Callable[[Path], bytes]) -> list[Item]:
+    return [Image(read(item)) if isinstance(item, Path) else Text(item) for item in query.context]
 
 
 def spell(items: Sequence[Item]) -> str:

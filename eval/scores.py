@@ -210,7 +210,10 @@ def _mean(sums_K: np.ndarray) -> np.ndarray:
 
 def _empty(answers: Sequence[Answer]) -> list[str]:
     count = sum(not answer["answer"].strip() for answer in answers)
-    return [f"{count} of {len(answers)} answers are empty"] if count else []
+    lost = sum(answer.get("taken") is False for answer in answers)
+    return [f"{count} of {len(answers)} answers are empty"] * bool(count) + [
+        f"in {lost} of {len(answers)} there was no answer to extract: all that was said was scored"
+    ] * bool(lost)
 
 
 def gold(answer: Answer) -> Gold:

@@ -89,8 +89,8 @@ class Similar(Demonstrations):
         self._first: dict[str, int] = {}
         paths: dict[str, Path] = {}
         for at, query in enumerate(self.pool):
-            name = self._shown(query)
-            if name is not None and name not in self._scored:
+            if (names := self._shown(query)) and self._scored.isdisjoint(names):
+                name = content(query.picture)
                 self._first.setdefault(name, at)
                 paths.setdefault(name, query.picture)
         asked = {content(query.picture): query.picture for query in self.task.queries}

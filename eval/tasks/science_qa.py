@@ -56,6 +56,7 @@ def _query(id: str, row: Any, picture: Path, path: Path) -> Query:
     grade = re.fullmatch(r"grade(\d+)", str(row.get("grade", "")))
     groups += (("grades 1-6" if int(grade[1]) <= 6 else "grades 7-12"),) if grade else ()
     about = {"letter": LETTERS[row["answer"]], "result": {"question_id": id}}
+    about |= {"rationale": row["solution"]} if row.get("solution") else {}
     return Query(
         id, picture, question, (right,), right, choices=choices, groups=tuple(dict.fromkeys(groups)), about=about
     )

@@ -78,9 +78,10 @@ def _answers(row: Any, path: Path) -> list[str]:
 def _daquar(path: Path) -> tuple[Query, ...]:
     """One question a line; blanks inside an answer are written ``_``."""
     queries = [
-        Query(str(row["question_id"]), path.parent / row["image"], row["question"], (answer,), answer)
+        Query(str(row["question_id"]), path.parent / row["image"], row["question"], (answer,), answer, about=about)
         for row in rows(path, None, {"question_id": ID, "question": str, "answer": str, "image": str})
         for answer in [row["answer"].replace("_", " ")]
+        for about in [{"rationale": row["rationale"]} if isinstance(row.get("rationale"), str) else {}]
     ]
     check_ids((query.id for query in queries), path)
     return tuple(queries)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from eval.fewshot import Demonstrations, blind, derangement
 from eval.pictures import content, read
-from eval.task import Task, discover
+from eval.task import Query, Task, discover
 from mm1.errors import UserError
 
 
@@ -113,6 +113,47 @@ def test_made_up_words_trade_their_defining_pictures(data: Path) -> None:
         assert shown.picture == query.picture
         assert [item for item in shown.context if isinstance(item, str)] == ["This is a dako.", "This is a wupi."]
         assert [item for item in shown.context if isinstance(item, Path)] == [query.context[2], query.context[0]]
+
+
+def test_questions_about_several_pictures_show_those_of_another(data: Path) -> None:
+    pictures = [data / f"captions_eval/images/{at}.png" for at in range(6)]
+    several = [
+        Query("a", pictures[0], "same?", ("no",), "no", others=(pictures[1],)),
+        Query("b", pictures[2], "same?", ("no",), "no", others=(pictures[3],)),
+        Query("c", pictures[0], "same?", ("no",), "no", others=(pictures[2],)),  # shares one with each
+        Query("d", pictures[4], "which?", ("no",), "no", context=(pictures[5], "or"), others=(pictures[0],)),  # alone
+        Query("e", pictures[5], "what?", ("no",), "no"),
+        Query("f", pictures[4], "what?", ("no",), "no"),
+    ]
+    task = Task("t", "vqa", tuple(several))
+    for seed in range(10):
+        for query in several:
+            shown = blind(task, seed)[query.id]
+            assert not set(shown.pictures) & set(query.pictures)
+            assert len(set(shown.pictures)) == len(query.pictures)
+            kept = replace(shown, picture=query.picture, others=query.others, context=query.context)
+            assert kept == query
+            assert [type(item) for item in shown.context] == [type(item) for item in query.context]
+        assert blind(task, seed) == {
+            **blind(replace(task, queries=task.queries[:3], everything=task.queries), seed),
+            **{id: shown for id, shown in blind(task, seed).items() if id in "def"},
+        }, "whatever the limit"
+    with pytest.raises(UserError, match="question a has 2 pictures and there are 1 others; expected as many"):
+        blind(replace(task, queries=(several[0], several[2])), 0)
+
+
+def test_no_picture_of_several_is_shown_twice(data: Path) -> None:
+    pictures = [data / f"captions_eval/images/{at}.png" for at in range(6)]
+    pool = tuple(
+        Query(f"{one}{two}", pictures[one], "q", ("a",), "a", others=(pictures[two],))
+        for one in range(6)
+        for two in range(6)
+        if one != two
+    )
+    task = Task("t", "vqa", pool)
+    for query in pool[:8]:
+        shown = [path for shot in Demonstrations(task, 0).of(query, 2) for path in shot.pictures]
+        assert len({*shown, *query.pictures}) == 6
 
 
 def test_one_picture_has_no_blind_arm(data: Path) -> None:

@@ -16,7 +16,7 @@ from mm1.data.encode import prompt
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.model.mm1 import MM1
-from mm1.sample import Image, Text
+from mm1.sample import Image, Text, Views, expand
 from tests.eval.conftest import picture, write_rows
 
 
@@ -50,6 +50,20 @@ def test_a_length_is_that_of_what_is_decoded(tokenizer: Tokenizer) -> None:
     length = measure(items, 4, tokenizer, 5)
     assert length.total == len(prompt(items, tokenizer, 5).tokens) + 4
     assert length.pictures == 2
+
+
+def test_views_are_what_is_encoded(tokenizer: Tokenizer) -> None:
+    """1344 px: four fields and the whole; earlier demonstrations in one view."""
+    views = Views(rows=2, columns=2, separator="view {number}")
+    items = [Image(b"", views="whole"), Text("a green picture"), Image(b""), Text("what is this?")]
+    length = measure(items, 4, tokenizer, 144, views)
+    assert (length.pictures, length.encoded) == (2, 6)
+    assert length.total == len(prompt(expand(items, views), tokenizer, 144).tokens) + 4
+    assert "2 pictures in 6 views x 144 = 864" in str(length)
+    full = measure(
+        [replace(item, views="full") if isinstance(item, Image) else item for item in items], 4, tokenizer, 144, views
+    )
+    assert full.encoded == 10
 
 
 @pytest.fixture

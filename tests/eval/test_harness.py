@@ -128,6 +128,25 @@ def test_every_seed_brings_its_own_demonstrations(
     assert asked == []
 
 
+def test_answers_are_taken_out_of_what_was_said(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter(["It ticks. Answer: wall clock", "no idea"] * 5)
+
+    class Reasoning(Engine):
+        def generate(self, prompts: Any, max_new_tokens: int, stop: Any = ()) -> Any:
+            return ((at, next(said)) for at, _ in enumerate(prompts))
+
+    monkeypatch.setattr(harness, "Engine", Reasoning)
+    vqa = Prompt(reasoning="{rationale} Answer: {answer}", extract=r"Answer:\s*(.*)")
+    settings = replace(SETTINGS, shots=(0,), vqa=vqa, arms=("sighted",), tasks=("vqa/daquar",))
+    scores = run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")["tasks"]["vqa/daquar"]
+    found = [(a["answer"], a["said"], a["taken"], a["score"]) for a in lines(tmp_path / "out")]
+    assert found[:2] == [("wall clock", "It ticks. Answer: wall clock", True, 100), ("no idea", "no idea", False, 0)]
+    assert scores["shots"]["0"]["sighted"] == pytest.approx(60)
+    assert "in 2 of 5 there was no answer to extract: all that was said was scored" in scores["warnings"]
+
+
 def test_the_blank_arm_sees_one_grey_picture_and_no_other(
     model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from eval.__main__ import parser
 from eval.prompts import Prompt, Settings, document, spell
 from eval.task import Query
 from mm1.errors import UserError
-from mm1.sample import Text
+from mm1.sample import Image, Text
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "eval").glob("*.yaml"))
 QUERY = Query("1", Path("q.png"), "What is it?", ("cat",), "cat")
@@ -58,6 +58,60 @@ def test_a_text_only_demonstration_is_its_text_alone(settings: Settings, kind: s
     assert [item.data for item in found if not isinstance(item, Text)] == [b"q.png"]
 
 
+REASONED = replace(
+    Settings(),
+    vqa=Prompt(
+        "{image}Question: {question} Reason: {answer}",
+        reasoning="{rationale}\nAnswer: {answer}",
+        extract=r"Answer:\s*(.*)",
+        stop=("Question",),
+    ),
+    separator="\n",
+)
+
+
+def test_demonstrations_reason_before_they_answer() -> None:
+    reasoned = replace(SHOT, about={"rationale": "It barks. "})
+    expected = (
+        "<image>Question: And this? Reason: It barks.\nAnswer: dog\n"
+        "<image>Question: And this? Reason: Answer: dog\n"  # its file has no rationale
+        "<image>Question: What is it? Reason:"
+    )
+    assert spell(items(QUERY, [reasoned, SHOT], "vqa", REASONED)) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [
+        ("It purrs.\nAnswer: cat", "cat"),
+        ("Answer: dog? No.\nAnswer:  cat \nThat is all.", "cat"),
+        ("cat", None),
+        ("Answer:", ""),
+    ],
+)
+def test_an_answer_is_what_follows_the_last_mark(said: str, taken: str | None) -> None:
+    assert REASONED.vqa.taken(said) == taken
+    assert Prompt().taken(said) == said
+
+
+@pytest.mark.parametrize("style", [Settings(), CHAT])
+def test_only_the_last_demonstrations_are_shown_in_all_views(style: Settings) -> None:
+    shots = [replace(SHOT, picture=Path(f"{at}.png")) for at in range(3)]
+    for last, views in ((None, "ffff"), (0, "wwwf"), (1, "wwff"), (2, "wfff"), (3, "ffff"), (9, "ffff")):
+        found = items(QUERY, shots, "vqa", replace(style, full_resolution_last=last))
+        assert "".join(item.views[0] for item in found if isinstance(item, Image)) == views
+        assert spell(found) == spell(items(QUERY, shots, "vqa", style))
+
+
+def test_a_demonstration_brings_its_context_and_all_its_pictures() -> None:
+    shot = replace(SHOT, context=(Path("a.png"), "Before. "), others=(Path("t.png"),))
+    found = items(replace(QUERY, others=(Path("r.png"),)), [shot], "vqa", Settings(separator="\n"))
+    expected = "<image>Before. <image><image>Question: And this? Short answer: dog\n<image><image>Question: What is it?"
+    assert spell(found) == expected + " Short answer:"
+    names = [b"a.png", b"s.png", b"t.png", b"q.png", b"r.png"]
+    assert [item.data for item in found if isinstance(item, Image)] == names
+
+
 def test_a_context_stands_before_the_picture_asked_about() -> None:
     query = replace(QUERY, context=(Path("a.png"), "This is a dako."))
     assert spell(items(query, [], "icl", Settings())).startswith("<image>This is a dako.<image>Question:")
@@ -81,6 +135,13 @@ def test_a_context_stands_before_the_picture_asked_about() -> None:
         (replace(Settings(), tasks=None), "tasks is null; expected a value"),
         (replace(Settings(), shots=()), r"shots is \[\] .*; expected at least one of each"),
         (replace(Settings(), seeds=(1, 1)), r"seeds is \[1, 1\]; expected every seed once"),
+        (
+            replace(Settings(), vqa=replace(Prompt(), reasoning="{why}")),
+            r"reasoning is '{why}'; expected {answer} once",
+        ),
+        (replace(Settings(), vqa=replace(Prompt(), extract="(")), r"vqa\.extract is '\(' .* regular expression"),
+        (replace(Settings(), vqa=replace(Prompt(), extract="Answer")), r"vqa\.extract is 'Answer'; expected a group"),
+        (replace(Settings(), full_resolution_last=-1), "full_resolution_last is -1; expected at least 0"),
         (replace(Settings(), limit=0), "limit is 0; expected at least 1"),
         (replace(Settings(), features_mb=-1), "features_mb is -1; expected at least 0"),
     ],
