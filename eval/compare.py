@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from statistics import fmean
 
-from eval.scores import Asked, aligned, asked, mean, paired
+from eval.scores import Asked, aligned, asked, mean, metric_of, paired
 from eval.store import Answer
 from mm1.errors import UserError
 
@@ -53,7 +52,7 @@ def compare(
             captions were scored over different pictures, from which CIDEr takes its weights.
     """
     first, second = _by_task(ours, arm), _by_task(theirs, other_arm)
-    common = [at for at in first if at in second]
+    common = [at for at in first if at in second and any(one["score"] is not None for one in first[at].values())]
     if not common:
         raise UserError(
             f"the {arm} answers of the first and the {other_arm} answers of the second share no task and shots; "
@@ -94,8 +93,10 @@ def _difference(task: str, shots: int, ours: dict[Asked, Answer], theirs: dict[A
         raise UserError(f"{task} at {shots} shots: the seeds are {seeds[0]} and {seeds[1]}; expected some in common")
     if changed := [answer["id"] for answer, other in both if answer["references"] != other["references"]]:
         raise UserError(f"{task}: question {min(changed)} has other references in the second; expected the same data")
-    means = [fmean(answers[side]["score"] for answers in both) for side in (0, 1)]
-    difference, ends = mean(ours, theirs)
+    metric = metric_of(list(ours.values()))[1] if any(answer.get("metric") for answer in ours.values()) else None
+    sides = ({asked(pair[side]): pair[side] for pair in both} for side in (0, 1))
+    means = [mean(answers, None, metric, resamples=0)[0] or 0.0 for answers in sides]
+    difference, ends = mean(ours, theirs, metric)
     assert difference is not None
     assert ends is not None
     n = len({answer["id"] for answer, _ in both})

@@ -64,3 +64,43 @@ def test_captions_over_other_pictures_are_not_compared() -> None:
     assert compare(captions, captions)[0].difference == 0
     with pytest.raises(UserError, match=r"captions/t at 0 shots: the first answered 2 .* 1 of them in common"):
         compare(captions, captions[:1])
+
+
+def test_a_score_that_is_no_mean_is_compared_as_what_it_is() -> None:
+    """F1 of yes: two true of two and one false are 4/5, one true of two 2/3; accuracies would be 2/3 both."""
+    about = {"task": "pope", "shots": 0, "arm": "sighted", "question": "q?", "metric": "pope_f1"}
+    right = ("yes", "yes", "no")
+    ours, theirs = (
+        [
+            {
+                **about,
+                "id": str(at),
+                "image": str(at),
+                "references": [right[at]],
+                "answer": said,
+                "score": 100.0 * (said == right[at]),
+            }
+            for at, said in enumerate(answers)
+        ]
+        for answers in (("yes", "yes", "yes"), ("yes", "no", "no"))
+    )
+    [found] = compare(ours, theirs)
+    assert (found.ours, found.theirs) == (pytest.approx(80), pytest.approx(200 / 3))
+    assert found.difference == pytest.approx(80 - 200 / 3)
+
+
+def test_answers_that_nobody_scored_are_not_compared() -> None:
+    answers = [
+        {
+            "task": "t",
+            "shots": 0,
+            "arm": "sighted",
+            "id": "1",
+            "image": "1",
+            "answer": "x",
+            "score": None,
+            "references": [],
+        }
+    ]
+    with pytest.raises(UserError, match="share no task and shots"):
+        compare(answers, answers)
