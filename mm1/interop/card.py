@@ -16,6 +16,7 @@ import yaml
 from mm1.interop.origin import Origin
 from mm1.model.count import parameters
 from mm1.model.mm1 import MM1
+from mm1.model.pieces import is_sharded
 from mm1.model.stored import Stored
 from mm1.runs import Run
 
@@ -133,7 +134,7 @@ def _parts(model: MM1, origin: Origin) -> str:
 def _runs(checkpoint: Path) -> list[Run]:
     """The run that wrote a checkpoint and those that it began from, the oldest first."""
     runs: list[Run] = []
-    while len(runs) < STAGES and checkpoint.is_file():
+    while len(runs) < STAGES and (checkpoint.is_file() or is_sharded(checkpoint)):
         run = Run(checkpoint.resolve().parent.parent)
         if not (run.folder / "run.json").is_file() or any(run.folder == known.folder for known in runs):
             break

@@ -9,8 +9,10 @@ the name of one. What goes wrong on any rank is known to all at the same step.
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +36,10 @@ from mm1.train.placing import boxed
 from mm1.train.shard_writer import ShardWriter, link, tidy
 from mm1.train.stage import Stage
 
+log = logging.getLogger(__name__)
+
 PARTS = "parts"
+NOTED_S = 2.0  # of waiting
 PATIENCE = timedelta(hours=2)  # of ranks with the slowest disk
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank writes by itself
 
@@ -131,7 +136,15 @@ class Background:
             if self.rank == 0:
                 self.job.name(name)
             return
+        waited_s = time.monotonic()
         self.wait()  # its memory is needed
+        waited_s = time.monotonic() - waited_s
+        if waited_s > NOTED_S and self.rank == 0:
+            log.warning(
+                "step %d waited %.1f s for the checkpoint before to be written; raise save_every_n_steps",
+                step,
+                waited_s,
+            )
         state, tensors = take_apart(make())
         mine, here = self._locals(tensors)
         self.stage.copy(here, {f"{WEIGHTS}.{buffer}" for buffer in changing})

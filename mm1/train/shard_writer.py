@@ -6,6 +6,7 @@ where it waits, through to the disk, and what is read back needs no pickled code
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -94,6 +95,9 @@ class ShardWriter(StorageWriter):
         written = [result for part in results for result in part]
         files = dict(sorted({result.storage_data[:2] for result in written}))
         numbers = {name: number for number, name in enumerate(files)}
+        for name, size in files.items():
+            if not (path := self.temporary / name).is_file() or path.stat().st_size != size:
+                raise FileNotFoundError(errno.ENOENT, f"{name} of another rank is not there; do all machines share it?")
         where = {}
         for result in written:
             fqn, (file, _, key) = result.index.fqn, result.storage_data
@@ -189,7 +193,7 @@ def take_away(path: Path) -> None:
         gone = path.with_name(path.name + ".gone.tmp")
         shutil.rmtree(gone, ignore_errors=True)
         os.rename(path, gone)
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # a network's file system keeps what others read; see tidy
 
 
 def tidy(folder: Path) -> None:
@@ -198,4 +202,4 @@ def tidy(folder: Path) -> None:
         if path.is_symlink():
             path.unlink()
         elif path.is_dir() and path.name.startswith("step-"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)

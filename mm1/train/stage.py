@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -41,21 +41,26 @@ class Stage:
     def prepare(self, tensors: Mapping[str, Tensor]) -> None:
         """Ask for the memory that these tensors need, in a thread, so that :meth:`copy` finds it there."""
         sizes = chunk_sizes([tensor.nbytes for tensor in tensors.values()])
-        self.ahead = threading.Thread(target=self._allocate, args=(sizes,), name="checkpoint memory", daemon=True)
+        self.ahead = threading.Thread(target=self._ahead, args=(sizes,), name="checkpoint memory", daemon=True)
         self.ahead.start()
+
+    def _ahead(self, sizes: list[int]) -> None:
+        with suppress(RuntimeError, MemoryError):  # no memory: found again, and told, where it is needed
+            self._allocate(sizes)
 
     def _allocate(self, sizes: list[int]) -> None:
         if sizes == self.sizes:
             return
         for chunk in self.chunks:
             self._pin(chunk, False)
-        self.chunks, self.sizes = [], sizes
+        self.chunks, self.sizes = [], []
         for size in sizes:
             chunk = torch.empty(size, dtype=torch.uint8)
             if self.stream is not None:
                 chunk.zero_()  # pages that are there are locked faster
                 self._pin(chunk, True)
             self.chunks.append(chunk)
+        self.sizes = sizes
 
     def _pin(self, chunk: Tensor, locked: bool) -> None:
         if self.stream is None:
@@ -93,7 +98,7 @@ class Stage:
                 if size and at + size > self.sizes[chunk]:
                     chunk, at = chunk + 1, 0
                 room = self.chunks[chunk][at : at + tensor.nbytes] if size else torch.empty(0, dtype=torch.uint8)
-                room.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
+                room.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=self.stream is not None)
                 self.held[name], at = room, at + size
         if self.stream is not None:
             self.copied = torch.cuda.Event()

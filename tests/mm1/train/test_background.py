@@ -25,7 +25,8 @@ from mm1.interop.write import write_tensors
 from mm1.model.pieces import AtRest, Pieces, fill, put, take_apart
 from mm1.runs import Run
 from mm1.train import stage
-from mm1.train.background import owned
+from mm1.train.background import Background, owned
+from mm1.train.shard_writer import ShardWriter
 from mm1.train.stage import Stage, chunk_sizes
 from tests.conftest import fit, run_config
 from tests.mm1.train.test_parallel import on_ranks
@@ -187,6 +188,7 @@ def test_a_folder_is_exported_a_file_at_a_time(two: Run, tmp_path: Path, monkeyp
     assert len(list(folder.glob("*.safetensors"))) > 2
     assert most < limit + 2 * max(tensor.nbytes for tensor in expected.values())
     monkeypatch.undo()
+    assert "- steps: 4 of 4" in (folder / "README.md").read_text(), "its run is found through the link"
     found = mm1.load(folder).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -300,3 +302,40 @@ def test_what_is_cut_in_halves_comes_together(corpus: Path, tmp_path: Path) -> N
     config["model"]["optimizer"] = {"lr": 0.0}
     assert_alike(fit_on(1, tmp_path / "one", config, "--init_from", str(last)), weights_of(last))
     assert_alike(fit_on(1, tmp_path / "other", one(corpus, 3)), weights_of(last))
+
+
+def test_machines_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that the first rank does not see is as good as none: nothing gets a checkpoint's name."""
+    run = Run(tmp_path)
+    run.last.parent.mkdir()
+    written = ShardWriter.write_data
+
+    def elsewhere(writer: ShardWriter, *arguments: Any) -> Any:
+        found = written(writer, *arguments)
+        next(writer.temporary.iterdir()).rename(tmp_path / "elsewhere")
+        return found
+
+    monkeypatch.setattr(ShardWriter, "write_data", elsewhere)
+    background = Background(run, CPU, [], lambda step: None)
+    background.save(1, run.last, lambda: {"state_dict": {"a": torch.ones(3)}, "optimizer_states": []})
+    with pytest.raises(UserError, match="of another rank is not there; do all machines share it"):
+        background.wait()
+    background.close()
+    assert not [*run.last.parent.iterdir()]
+
+
+def test_a_second_checkpoint_waits_for_the_first(tmp_path: Path) -> None:
+    """Its memory is the same; and each is what its tensors were when it was asked for."""
+    run, tensor = Run(tmp_path), torch.zeros(1000)
+    run.last.parent.mkdir()
+    background = Background(run, CPU, [], lambda step: None)
+    for step in range(1, 6):
+        tensor.fill_(step)
+        background.save(step, run.last, lambda: {"state_dict": {"a": tensor}, "optimizer_states": []})
+        tensor.fill_(-1)
+    background.wait()
+    background.close()
+    for step, path in run.all_kept().items():
+        assert torch.equal(Pieces(path).checkpoint(read=True)["state_dict"]["a"], torch.full((1000,), float(step)))
+    assert list(run.all_kept()) == [1, 2, 3, 4, 5]
+    assert run.last.resolve() == run.kept(5)
