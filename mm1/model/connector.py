@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, scaled_dot_product_attention
 
 from mm1.errors import UserError
+from mm1.model.channels_last import run_stage
 from mm1.model.positions import follow_grid
 
 
@@ -86,9 +87,17 @@ class CAbstractor(Connector):
 
     def forward(self, patches_IPV: Tensor) -> Tensor:
         """[I, P, V] -> [I, N, D]."""
-        map_ICSS = self.before(self._map(patches_IPV + self.positions_1PV))
-        map_ICSS = self.after(pooled(map_ICSS, self.side))
+        placed_IPV = patches_IPV + self.positions_1PV
+        if patches_IPV.is_cuda:
+            return self.readout(self._channels_last(placed_IPV))
+        map_ICSS = self.after(pooled(self.before(self._map(placed_IPV)), self.side))
         return self.readout(map_ICSS.flatten(2).transpose(1, 2))
+
+    def _channels_last(self, placed_IPV: Tensor) -> Tensor:
+        """The same convolutions in the order that a GPU likes, [I, N, C]."""
+        map_ISSC = run_stage(self.before, placed_IPV.unflatten(1, (self.grid, self.grid)))
+        pooled_ICSS = pooled(map_ISSC.permute(0, 3, 1, 2), self.side)
+        return run_stage(self.after, pooled_ICSS.permute(0, 2, 3, 1)).flatten(1, 2)
 
     def quiet(self) -> None:
         """Zero the last norm of every block."""

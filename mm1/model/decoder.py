@@ -94,6 +94,8 @@ class Decoder(nn.Module):
         clip_qkv: Largest absolute value of queries, keys and values (OLMoE); no limit if not given.
         window_tokens: How many positions a position sees, its own included; its whole document if not given.
         windowed_layers: Layers, counted from 0, that ``window_tokens`` is for; all of them if not given.
+        across_documents: Whether training lets a position see earlier documents of its row too (as GPT-3, Brown et al.
+            2020, section 2), which MM1 does not.
         moe: Makes a sparse layer of (width, ffn_width); None for a dense decoder.
         moe_every: Every n-th layer is sparse: layers n - 1, 2n - 1, ... counted from 0.
         dense_layers: Layers that stay dense although ``moe_every`` falls on them (Qwen3-MoE).
@@ -121,6 +123,7 @@ class Decoder(nn.Module):
         clip_qkv: float | None = None,
         window_tokens: int | None = None,
         windowed_layers: list[int] | None = None,
+        across_documents: bool = False,
         moe: Callable[[int, int], Mixture] | None = None,
         moe_every: int = 2,
         dense_layers: Sequence[int] = (),
@@ -142,6 +145,7 @@ class Decoder(nn.Module):
         self.vocabulary, self.width, self.heads, self.ffn_width = vocabulary, width, heads, ffn_width
         self.kv_heads, self.head_width = head_shape(width, heads, kv_heads, head_width)
         self.windows_L = windows(layers, window_tokens, windowed_layers)
+        self.across_documents = across_documents
         self.rope, self.rope_base, self.checkpointing = rope or Rope(), rope_base, checkpointing
         self.rope.check(self.head_width)
         sparse = sparse_layers(layers, moe_every, dense_layers) if moe else []
@@ -192,8 +196,7 @@ class Decoder(nn.Module):
             cache: Where earlier keys and values are and new ones go.
             places: What routers are told of the positions; text of one source if not given.
         """
-        see: Callable[[Tensor, int | None], Mask] = document_mask if cache is None else cache.mask
-        masks = {window: see(segments_BT, window) for window in set(self.windows_L)}
+        masks = {window: self._mask(segments_BT, window, cache) for window in set(self.windows_L)}
         rotation = self.rope.rotation(positions_BT, segments_BT, self.head_width, self.rope_base)
         places, routers = places or Places.of_text(segments_BT > 0), []
         for index, layer in enumerate(self.layers):
@@ -207,6 +210,14 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.length += x_BTD.shape[1]
         return Output(self.norm(x_BTD), RouterStats.over_layers(routers, x_BTD))
+
+    def _mask(self, segments_BT: Tensor, window: int | None, cache: Cache | None) -> Mask:
+        if cache is not None:
+            return cache.mask(segments_BT, window)
+        if not self.across_documents:
+            return document_mask(segments_BT, window)
+        # padding stands at the end, where nothing looks for it
+        return None if window is None else document_mask(torch.ones_like(segments_BT), window)
 
     def check_generates(self) -> None:
         """Refuse to go on token by token where a router has to see later ones.

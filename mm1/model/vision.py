@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mm1.errors import UserError
 from mm1.model.open_clip_tower import preprocessing, tower
+from mm1.model.plain_block import plain, run_blocks
 from mm1.model.positions import follow_grid
 from mm1.model.weight_file import read_weights
 
@@ -165,7 +166,8 @@ class OpenClip(VisionEncoder):
         ways: dict[str, Resize] = {"squash": "squash", "shortest": "crop", "longest": "pad"}
         self._set_preprocessing(published, mean, std, resize or ways[published["resize_mode"]], interpolation)
         self.left_out = _prune(self.visual, layer, len(self.visual.transformer.resblocks))
-        self.visual.set_grad_checkpointing(checkpointing)
+        plain(self.visual)
+        self.checkpointing = checkpointing
         follow_grid(self, "visual.positional_embedding", self.grid, prefix_tokens=1)
 
     @property
@@ -175,14 +177,8 @@ class OpenClip(VisionEncoder):
 
     def forward(self, images_ICHW: Tensor) -> Tensor:
         """Normalised float pictures [I, 3, S, S] -> [I, P, V]."""
-        found = self.visual.forward_intermediates(
-            images_ICHW,
-            indices=1,
-            normalize_intermediates=self.layer == -1,
-            intermediates_only=True,
-            output_fmt="NLC",
-        )
-        return found["image_intermediates"][0]
+        x_IPV = run_blocks(self.blocks, self.visual._embeds(images_ICHW), self.checkpointing)
+        return (self.visual.ln_post(x_IPV) if self.layer == -1 else x_IPV)[:, 1:]
 
     def load_pretrained(self) -> None:
         """Load ``weights``, or download the tag's.

@@ -9,20 +9,20 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mm1.batch import Batch
 from mm1.errors import UserError, at_least
 from mm1.runs import Run
 from mm1.train.callbacks import AfterSteps
 from mm1.train.checkpoints import settle
+from mm1.train.masters import MasterAdamW
 from mm1.train.module import Objective
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,51 @@ RECENT, FEW = 64, 16  # good losses that a leap is measured from, and how many i
 RECOVERED = 50  # good steps after which earlier bad ones are forgotten
 
 
+class Later:
+    """Numbers on their way from the device; the host waits for them alone, not for what the device does after them.
+
+    Args:
+        numbers: float64[N].
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers, self.there = numbers, None
+        if numbers.is_cuda:
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.there = torch.cuda.Event()
+            self.there.record()
+
+    def read(self) -> list[float]:
+        """The numbers."""
+        if self.there is not None:
+            self.there.synchronize()
+        return self.numbers.tolist()
+
+
+@dataclass
+class Pending:
+    """A step that was judged on its device and not yet heard of.
+
+    Args:
+        trainer: Whose.
+        step: Which.
+        limit: The largest loss that is no leap.
+        verdict: Ranks with a loss that is no number, with a gradient that is none, the loss, whether it was ours.
+        micro_batches: Its batches without pictures.
+        losses: Their losses.
+    """
+
+    trainer: lightning.Trainer
+    step: int
+    limit: float
+    verdict: Later
+    micro_batches: list[Batch]
+    losses: Tensor
+
+
 class BadSteps(AfterSteps):
-    """Judge every step before the optimizer takes it; on an accelerator that waits for its backward pass.
+    """Judge every step before the optimizer takes it.
 
     The tokens, positions and document ids of a bad step are kept in ``bad_steps/`` of the run folder, one file for each
     rank that it came from.
@@ -56,6 +99,8 @@ class BadSteps(AfterSteps):
         self.micro_batches: list[Batch] = []
         self.losses: list[Tensor] = []
         self.rolls_back = False
+        self.pending: Pending | None = None
+        self.all_bad: Tensor | None = None
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
@@ -72,51 +117,79 @@ class BadSteps(AfterSteps):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Judge the step, and take its gradients away if it is bad.
+        """Judge the step; an optimizer that takes the verdict on its device gets it there, and no host waits.
+
+        The host reads it one step later then, while the device has that step to compute.
 
         Raises:
             UserError: Training is to stop.
         """
         assert isinstance(pl_module, Objective)
-        losses, parameters = torch.stack(self.losses), [p for group in optimizer.param_groups for p in group["params"]]
-        sums = pl_module.step_sums
+        self._heed()
+        sums, losses = pl_module.step_sums, torch.stack(self.losses)
         assert sums is not None
         mine = ~torch.isfinite(losses).all()
-        told = torch.stack([mine, ~_finite(parameters), sums.cross_entropy, sums.targets]).double()
-        lost, broken, cross_entropy, targets = pl_module.over_ranks(told).tolist()
-        loss = cross_entropy / max(1, targets)
-        why = self._verdict(bool(lost), bool(broken), loss)
+        norm = pl_module.gradient_norm(optimizer)
+        told = torch.stack([mine, ~torch.isfinite(norm), sums.cross_entropy, sums.targets]).double()
+        lost, broken, cross_entropy, targets = pl_module.over_ranks(told)
+        loss = cross_entropy / targets.clamp(min=1)
+        limit = self._limit()
+        bad = (lost > 0) | (broken > 0) | ~(loss <= limit)
+        verdict = torch.stack([lost, broken, loss, mine.double()])
+        step = trainer.global_step + 1
+        self.pending = Pending(trainer, step, limit, Later(verdict), self.micro_batches, losses)
+        if isinstance(optimizer, MasterAdamW) and verdict.is_cuda:
+            optimizer.skip = bad if self.all_bad is None else bad | self.all_bad
+            # until the host has heard, what must not go on from a bad step does not
+            self.all_bad = None if self.policy == "skip" else optimizer.skip
+            if self.rolls_back:
+                optimizer.skip = torch.ones_like(bad)
+        elif self._heed():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # what has none is left as it is, moments and all
+
+    def _limit(self) -> float:
+        """The largest loss that is no leap."""
+        if self.spike_nats is None or len(self.recent) < FEW:
+            return math.inf
+        return median(self.recent) + self.spike_nats
+
+    def _heed(self) -> bool:
+        """Hear what became of the step before, and whether it was bad; nothing where there is nothing new."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return False
+        lost, broken, loss, mine = pending.verdict.read()
+        why = self._verdict(bool(lost), bool(broken), loss, pending.limit)
         if why is None:
             self.recent.append(loss)
             self.good += 1
             self.bad = 0 if self.good >= RECOVERED else self.bad
-            return
+            return False
         self.bad, self.good = self.bad + 1, 0
-        step = trainer.global_step + 1
-        if bool(mine) or not lost:
-            self._keep(trainer, step, why)
-        self._stop_or_tell(trainer, step, why)
-        for parameter in parameters:
-            parameter.grad = None  # AdamW leaves what has none as it is, moments and all
+        if mine or not lost:
+            self._keep(pending, why)
+        self._stop_or_tell(pending.trainer, pending.step, why)
         self.rolls_back = self.policy == "roll_back"
+        return True
 
-    def _verdict(self, lost: bool, broken: bool, loss: float) -> str | None:
+    def _verdict(self, lost: bool, broken: bool, loss: float, limit: float) -> str | None:
         if lost or not math.isfinite(loss):
             return f"loss is {loss if not math.isfinite(loss) else math.nan}"
         if broken:
             return "gradient is not finite"
-        if self.spike_nats is not None and len(self.recent) >= FEW:
-            usual = median(self.recent)
-            if loss > usual + self.spike_nats:
-                return f"loss is {loss:.3f}, usual is {usual:.3f}"
+        if loss > limit:
+            return f"loss is {loss:.3f}, usual is {limit - (self.spike_nats or 0):.3f}"
         return None
 
-    def _keep(self, trainer: lightning.Trainer, step: int, why: str) -> None:
+    def _keep(self, pending: Pending, why: str) -> None:
+        trainer, step = pending.trainer, pending.step
         folder = Run(trainer.default_root_dir).bad_steps
         folder.mkdir(exist_ok=True)
         names = [field.name for field in fields(Batch) if field.name != "images_ICHW"]
-        batches = [{name: getattr(batch.to("cpu"), name) for name in names} for batch in self.micro_batches]
-        losses = [float(loss) for loss in self.losses]
+        batches = [{name: getattr(batch.to("cpu"), name) for name in names} for batch in pending.micro_batches]
+        losses = pending.losses.tolist()
         kept = {"step": step, "rank": trainer.global_rank, "why": why, "losses": losses, "micro_batches": batches}
         torch.save(kept, folder / f"step-{step:08d}-rank-{trainer.global_rank}.pt")
 
@@ -137,12 +210,15 @@ class BadSteps(AfterSteps):
     def after_step(self, trainer: lightning.Trainer, module: Objective, step: int, last: bool) -> None:
         """Roll back, and forget the step."""
         self.micro_batches, self.losses = [], []
+        if last:
+            self._heed()
         if self.rolls_back:
-            self.rolls_back = False
+            self.rolls_back, self.all_bad = False, None
             roll_back(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """What later steps are judged by."""
+        """What later steps are judged by, the step at hand included."""
+        self._heed()
         return {"recent": list(self.recent), "bad": self.bad, "good": self.good}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -170,14 +246,3 @@ def roll_back(trainer: lightning.Trainer) -> None:
     for optimizer, before in zip(trainer.optimizers, rates, strict=True):
         for group, rate in zip(optimizer.param_groups, before, strict=True):
             group["lr"] = rate
-
-
-def _finite(parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Whether this rank's part of all gradients is, as a tensor, so that nothing is waited for."""
-    found = [cast(Tensor, p.grad) for p in parameters if p.grad is not None]
-    gradients = [g.to_local() if isinstance(g, DTensor) else g for g in found]
-    gradients = [g for g in gradients if g.numel()]
-    device = parameters[0].device
-    if not gradients:
-        return torch.tensor(True, device=device)
-    return torch.isfinite(torch.stack(list(torch._foreach_norm(gradients))).sum())

@@ -154,7 +154,7 @@ class Metrics(Callback):
 
     def _log(self, trainer: lightning.Trainer, module: Objective, step: Tensor) -> None:
         losses = _losses(module, self.sources)
-        rows, places, images = module.over_ranks(torch.tensor(self.shape, device=module.device)).tolist()
+        rows, places, images = module.over_hosts(self.shape)
         counted = step[len(PARTS) :].view(-1, len(COUNTS))[:, -1].sum().item()
         time_s = self.time_s + time.monotonic() - self.mark_s
         now = (time_s, self._positions(), self._spent())

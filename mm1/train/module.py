@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -18,13 +18,15 @@ from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
+from mm1.model.moe.routers.base import Router
 from mm1.model.positions import resampled
 from mm1.model.stored import check_fits, read, upgrade
 from mm1.template import OURS, Template
 from mm1.train.adafactor import Adafactor
 from mm1.train.held_out import HeldOutLoss
+from mm1.train.masters import MasterAdamW
 from mm1.train.optim import AdamW, check_resumes
-from mm1.train.parallel import clip_gradients, whole
+from mm1.train.parallel import clip_gradients, gradient_norm, whole
 from mm1.train.strategy import Sharded, take_over
 
 
@@ -37,6 +39,8 @@ class Objective(lightning.LightningModule):
         seed: Decides the initial weights.
         init_from: Checkpoint whose weights are taken over, with a new optimizer and schedule.
         compiled: Compile layers with torch.compile; about 1.6 times as fast on a GPU after half a minute of compiling.
+        weights: ``bfloat16`` computes with weights of that type, of which the optimizer keeps fp32 masters; routers
+            stay in fp32. For ``trainer.precision: 32-true``, since nothing is left to lower.
     """
 
     def __init__(
@@ -47,14 +51,17 @@ class Objective(lightning.LightningModule):
         seed: int = 0,
         init_from: Path | None = None,
         compiled: bool = False,
+        weights: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.model = model
         self.optimizer = optimizer or AdamW()
-        self.seed, self.init_from, self.compiled = seed, init_from, compiled
+        self.seed, self.init_from, self.compiled, self.weights = seed, init_from, compiled, weights
         self.template: Template | None = None  # of the conversations trained on, now or before
         self.origin_json: str | None = None  # of the parts that init_from was joined of
-        self.window: Tensor = torch.ones(2, device="cpu")
+        self.window = [1.0, 1.0]
+        self.norm: Tensor | None = None  # of this step's gradients, once somebody asked
+        self.hosts: Any = None  # all ranks, as their hosts talk to each other
         self.copies: torch.cuda.Stream | None = None
         self.step_sums: LossSums | None = None
         self.resumed_groups: list[dict[str, Any]] | None = None
@@ -81,9 +88,20 @@ class Objective(lightning.LightningModule):
                 self.model.load_pretrained()
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self._take_over(self.init_from)
+        if self.weights == "bfloat16":
+            self._check_precision()
+            lower(self.model)
         self.optimizer.freeze(self.model)
         if self.compiled:
             self.model.compile_parts()
+
+    def _check_precision(self) -> None:
+        precision = self.trainer.precision
+        if precision != "32-true":
+            raise UserError(
+                f"model.weights is bfloat16 and trainer.precision {precision}; expected 32-true beside it: weights are "
+                f"lowered already"
+            )
 
     def _check_vocabulary(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -158,11 +176,11 @@ class Objective(lightning.LightningModule):
         micro_batches = self.trainer.accumulate_grad_batches
         averaged = 1 if isinstance(self.trainer.strategy, Sharded) else self.trainer.world_size
         if batch_idx % micro_batches == 0:
-            self.window = self.over_ranks(torch.tensor([batch.window_targets, batch.window_tokens], device=self.device))
-            self.step_sums = None
+            self.window = self.over_hosts([batch.window_targets, batch.window_tokens])
+            self.step_sums, self.norm = None, None
         sums = self.model.losses(batch)
         self.step_sums = _added(self.step_sums, sums)
-        targets, tokens = self.window.clamp(min=1)
+        targets, tokens = (max(1.0, counted) for counted in self.window)
         return (sums.cross_entropy / targets + sums.router / tokens) * (averaged * micro_batches)
 
     def optimizer_step(
@@ -183,11 +201,22 @@ class Objective(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's own way cannot take the norm of gradients that are spread in different ways."""
-        if isinstance(self.trainer.strategy, Sharded) and gradient_clip_val and gradient_clip_algorithm != "value":
-            clip_gradients((p for group in optimizer.param_groups for p in group["params"]), gradient_clip_val)
-        else:
+        """By the norm of all gradients, however they are spread; no host waits for it.
+
+        Lightning's own way cannot take the norm of gradients that are on several meshes.
+        """
+        if not gradient_clip_val or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif isinstance(optimizer, MasterAdamW):
+            optimizer.scale = (gradient_clip_val / (self.gradient_norm(optimizer) + 1e-6)).clamp(max=1)
+        else:
+            clip_gradients(_parameters(optimizer), gradient_clip_val, self.gradient_norm(optimizer))
+
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The norm of this step's gradients before they are clipped, fp32[], over all ranks where they share them."""
+        if self.norm is None:
+            self.norm = gradient_norm(_parameters(optimizer))
+        return self.norm
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Tell the data what has been trained on."""
@@ -215,6 +244,9 @@ class Objective(lightning.LightningModule):
         if self.trainer.max_steps <= 0:
             raise UserError(f"trainer.max_steps is {self.trainer.max_steps}; expected the number of steps to train")
         optimizer, schedule = self.optimizer(self.model, self.trainer.max_steps)
+        if self.trainer.accumulate_grad_batches > 1:
+            for parameter in _parameters(optimizer):
+                parameter.grad_dtype = torch.float32  # sums over micro-batches need more than 8 bits
         if self.resumed_groups is not None:
             check_resumes(self.resumed_groups, optimizer, self.trainer.ckpt_path)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -242,9 +274,33 @@ class Objective(lightning.LightningModule):
     def _empty(self) -> bool:
         return any(parameter.is_meta for parameter in self.model.parameters())
 
+    def over_hosts(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks of what their hosts know, without a word to any device."""
+        if self.trainer.world_size == 1:
+            return list(values)
+        self.hosts = self.hosts or torch.distributed.new_group(backend="gloo")
+        summed = torch.tensor(values, dtype=torch.float64, device="cpu")
+        torch.distributed.all_reduce(summed, group=self.hosts)
+        return summed.tolist()
+
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks."""
         return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")  # which sums in place
+
+
+def lower(model: MM1) -> None:
+    """Bring a model's weights to bfloat16 in place, all but those of routers, whose small differences decide.
+
+    Switch, section 2.4. The mean and deviation of pictures are buffers and stay: 8 bits would shift every picture.
+    """
+    routers = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in routers:
+            parameter.data = parameter.data.bfloat16()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _added(total: LossSums | None, sums: LossSums) -> LossSums:

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from mm1.errors import UserError, at_least
 from mm1.model.count import parameters
 from mm1.model.mm1 import MM1
+from mm1.train.masters import MasterAdamW, States
 
 log = logging.getLogger(__name__)
 
@@ -162,17 +163,25 @@ class AdamW(Scheduled):
         parts: Rules by part (``vision``, ``connector``, ``decoder``) or by pattern of parameter names
             (``vision.*.bias``); where several match a parameter, the last one holds.
         law_file: YAML with ``slope`` and ``intercept`` of another law, as ``mm1-study lr-law`` writes it.
+        states: Type of the moments; ``bfloat16`` saves 4 bytes a parameter.
+        masters: Whether weights in bfloat16 have masters in fp32; without them small updates are rounded away.
     """
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    states: States = "float32"
+    masters: bool = True
 
     def made(self, groups: list[dict[str, Any]], peak: float) -> torch.optim.Optimizer:
-        """torch's own."""
+        """torch's own on a CPU for fp32 alone, else ours in one pass."""
         at_least(0, {"model.optimizer.eps": self.eps})
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"model.optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
-        return torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps)
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+        if plain and self.states == "float32":
+            return torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps)
+        return MasterAdamW(groups, lr=peak, betas=self.betas, eps=self.eps, states=self.states, masters=self.masters)
 
 
 def check_resumes(found: list[dict[str, Any]], optimizer: torch.optim.Optimizer, origin: object) -> None:

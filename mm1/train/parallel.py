@@ -332,26 +332,43 @@ def _over(parameter: Tensor, axis: str) -> bool:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale gradients to a norm of at most ``limit``, whatever meshes they are on; the norm before, over all of them.
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, norm: Tensor | None = None) -> Tensor:
+    """Scale gradients to a norm of at most ``limit``, whatever meshes they are on; the norm before."""
+    having = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = gradient_norm(having) if norm is None else norm
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in map(_gradient, having):
+        by_type.setdefault(gradient.dtype, []).append(local(gradient))
+    for alike in by_type.values():
+        torch._foreach_mul_(alike, scale)
+    return norm
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of all gradients, fp32[]; no host waits for it.
 
     Each rank adds up the squares that it has, divided by how many have the same, and one number goes around; torch's
     own function takes tensors of one mesh alone.
     """
-    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    by_copies: dict[float, list[Tensor]] = {}
+    found = [_gradient(parameter) for parameter in parameters if parameter.grad is not None]
+    alike: dict[tuple[float, torch.dtype], list[Tensor]] = {}
     for gradient in found:
-        by_copies.setdefault(_copies(gradient), []).append(local(gradient))
+        alike.setdefault((_copies(gradient), gradient.dtype), []).append(local(gradient))
     squares = [
         torch.stack(torch._foreach_norm(group, dtype=torch.float32)).square().sum() / copies
-        for copies, group in by_copies.items()
+        for (copies, _), group in alike.items()
     ]
     norm = torch.stack(squares).sum() if squares else torch.zeros(())
     if dist.is_initialized() and any(isinstance(gradient, DTensor) for gradient in found):
         dist.all_reduce(norm)
-    norm = norm.sqrt()
-    torch._foreach_mul_([local(gradient) for gradient in found], (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    return norm.sqrt()
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _copies(gradient: Tensor) -> float:

@@ -13,9 +13,7 @@ import subprocess
 from types import FrameType
 
 import lightning
-import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from torch import Tensor
 
 from mm1.train.checkpoints import BetweenSteps, SaveLast
 from mm1.train.module import Objective
@@ -23,20 +21,6 @@ from mm1.train.module import Objective
 log = logging.getLogger(__name__)
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a failure for now, to be tried again
-
-
-class Vote:
-    """What any rank wants, known to all after the same step; with others it takes a step more, so that none waits."""
-
-    def __init__(self) -> None:
-        self.before: Tensor | None = None
-
-    def __call__(self, module: Objective, mine: bool) -> bool:
-        """Whether any rank wanted it: by now if this is the only one, else by the call before."""
-        if module.trainer.world_size == 1:
-            return mine
-        before, self.before = self.before, module.over_ranks(torch.tensor(int(mine), device=module.device))
-        return before is not None and bool(before)
 
 
 class Preemption(BetweenSteps):
@@ -50,7 +34,7 @@ class Preemption(BetweenSteps):
 
     def __init__(self, saving: SaveLast) -> None:
         super().__init__()
-        self.saving, self.vote = saving, Vote()
+        self.saving = saving
         self.asked: int | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -72,7 +56,7 @@ class Preemption(BetweenSteps):
         """
         module = trainer.lightning_module
         assert isinstance(module, Objective)
-        if last or not self.vote(module, self.asked is not None):
+        if last or not module.over_hosts([self.asked is not None])[0]:
             return
         if self.saving.saved_step != step:
             self.saving.save(trainer, step)

@@ -96,7 +96,7 @@ class Quarantine(AfterSteps):
         Raises:
             UserError: More are damaged than ``data.max_damaged_share`` allows.
         """
-        documents, damaged = module.over_ranks(torch.tensor(self.step, device=module.device)).tolist()
+        documents, damaged = map(int, module.over_hosts(self.step))
         self.step, self.documents = [0, 0], self.documents + documents
         if not damaged:
             return
@@ -126,7 +126,7 @@ class Quarantine(AfterSteps):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write down what validation met."""
         assert isinstance(pl_module, Objective)
-        if pl_module.over_ranks(torch.tensor(len(self.found), device=pl_module.device)):
+        if pl_module.over_hosts([len(self.found)])[0]:
             self._write(trainer)
 
     def _note(self, batch: Batch, trainer: lightning.Trainer, split: str) -> None:
@@ -187,7 +187,7 @@ class EndOfData(AfterSteps):
         data: MM1Data = trainer.datamodule  # type: ignore[attr-defined]
         if not data.recipe.max_epochs or data.recipe.when_exhausted == "repeat":
             return
-        if module.over_ranks(torch.tensor(int(self.ended is not None), device=module.device)):
+        if module.over_hosts([self.ended is not None])[0]:
             trainer.should_stop = True
             if self.ended is not None:
                 log.warning(

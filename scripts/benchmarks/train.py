@@ -20,6 +20,9 @@ from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
+from mm1.train.masters import MasterAdamW, States
+from mm1.train.module import lower
+from mm1.train.parallel import gradient_norm
 
 SIZES = {
     "1.2b": Size(2048, 24, 16, 5504),
@@ -36,7 +39,7 @@ def train(
     size: Literal["1.2b", "3b", "tiny"] = "1.2b",
     rows: int = 2,
     checkpointing: bool = False,
-    only: tuple[str, ...] | None = None,
+    contestants: tuple[str, ...] | None = None,
     split: bool = True,
     repeats: int = 10,
     results: Path = RESULTS,
@@ -48,7 +51,7 @@ def train(
         size: Decoder of 1.2B or 3B beside a ViT-H/14 at 378 px; ``tiny`` runs on a CPU to see that everything does.
         rows: Rows of a step, of 4,096 positions and 16 pictures each.
         checkpointing: Recompute layers of decoder and encoder in the backward pass.
-        only: Some of the contestants.
+        contestants: Some of them.
         split: Time the parts of our step as well.
         repeats: Timed steps of each; the median counts.
         results: Folder of the CSV file that rows are added to.
@@ -61,11 +64,11 @@ def train(
     about = {**machine(), "card": card, **versions("torch", "triton", "transformers")}
     shape, lines, peer = SIZES[size], [], 0.0
     known = dict(_contestants(shape, device, rows, checkpointing))
-    wrong = [name for name in only or () if name not in known]
+    wrong = [name for name in contestants or () if name not in known]
     if wrong:
-        raise UserError(f"no contestant {wrong[0]}; expected some of {', '.join(known)} (only)")
+        raise UserError(f"no contestant {wrong[0]}; expected some of {', '.join(known)} (contestants)")
     for name, make in known.items():
-        if only is not None and name not in only:
+        if contestants is not None and name not in contestants:
             continue
         torch._dynamo.reset()
         found = measured(make, device, repeats)
@@ -107,7 +110,7 @@ def _contestants(
         yield name, partial(_peer, size, device, rows, checkpointing, compiled)
     ours = partial(_ours, size, device, rows, checkpointing)
     yield "ours, bf16 states, whole rows", partial(ours, compiled=True, masters=False, documents=False)
-    yield "ours, fp32 weights, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
+    yield "ours, fp32 masters, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
     yield "ours, the same, not compiled", partial(ours, compiled=False, masters=True, documents=True)
 
 
@@ -187,18 +190,20 @@ def _ours(
 ) -> Step:
     torch.manual_seed(0)
     model = our_model(size, device, checkpointing)
-    model = model if masters else model.bfloat16()
+    model.decoder.across_documents = not documents
+    lower(model)
     if compiled:
         model.compile_parts()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
+    states: States = "float32" if masters else "bfloat16"
+    optimizer = MasterAdamW(groups, lr=1e-5, betas=(0.9, 0.95), eps=1e-8, states=states, masters=masters)
     batch = our_batch(size, device, rows, documents)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=masters):
-            sums = model.losses(batch)
+        sums = model.losses(batch)
         (sums.cross_entropy / sums.targets).backward()
         if masters:
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+            optimizer.scale = (1.0 / (gradient_norm(model.parameters()) + 1e-6)).clamp(max=1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

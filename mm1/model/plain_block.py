@@ -1,0 +1,77 @@
+"""open_clip's residual block, computed in one piece: the encoder costs more than the decoder of a 1.2B model.
+
+The parameters and their names are open_clip's. Its own forward pass goes through ``nn.MultiheadAttention``, which
+copies queries, keys and values apart before it attends; here they are read where the one projection left them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from mm1.model.add_norm import add_norm
+
+
+class PlainBlock(ResidualAttentionBlock):
+    """A block of a plain image tower, where every position sees every other; blocks become one by :func:`plain`.
+
+    It takes the residual and what the block before would add to it, and gives the same on: the next norm adds it.
+    """
+
+    def forward(self, x_IPV: Tensor, branch_IPV: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Two of [I, P, V], of which the sum is the residual."""
+        x_IPV, normed_IPV = add_norm(x_IPV, branch_IPV, self.ln_1)
+        x_IPV, normed_IPV = add_norm(x_IPV, self.ls_1(self._attend(normed_IPV)), self.ln_2)
+        return x_IPV, self.ls_2(self.mlp(normed_IPV))
+
+    def _attend(self, x_IPV: Tensor) -> Tensor:
+        attention = self.attn
+        qkv = linear(x_IPV, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = (t.transpose(1, 2) for t in qkv.unflatten(-1, (3, attention.num_heads, -1)).unbind(2))
+        return attention.out_proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def run_blocks(blocks: nn.ModuleList, x_IPV: Tensor, recompute: bool) -> Tensor:
+    """Every block of a tower in turn, [I, P, V] -> [I, P, V].
+
+    Args:
+        blocks: Ours, or open_clip's of another kind.
+        x_IPV: What the first one reads.
+        recompute: Whether the backward pass computes blocks again instead of keeping their activations.
+    """
+    branch_IPV: Tensor | None = None
+    for block in blocks:
+        run = partial(checkpoint, block, use_reentrant=False) if recompute and torch.is_grad_enabled() else block
+        if isinstance(block, PlainBlock):
+            x_IPV, branch_IPV = run(x_IPV, branch_IPV)
+        else:
+            x_IPV = run(x_IPV)
+    return x_IPV if branch_IPV is None else x_IPV + branch_IPV
+
+
+class PatchConv(nn.Conv2d):
+    """The first layer as the matrix product that it is: patches do not overlap, which no convolution makes use of."""
+
+    def forward(self, images_ICHW: Tensor) -> Tensor:
+        """[I, 3, S, S] -> [I, V, grid, grid]."""
+        if not images_ICHW.is_cuda:
+            return super().forward(images_ICHW)
+        down, right = self.kernel_size
+        tiles = images_ICHW.unflatten(3, (-1, right)).unflatten(2, (-1, down))  # [I, 3, grid, down, grid, right]
+        patches = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def plain(visual: VisionTransformer) -> None:
+    """Make a tower's blocks and its first layer ours, in place; what is of another kind stays as it is."""
+    first = visual.conv1
+    if type(first) is nn.Conv2d and first.kernel_size == first.stride:
+        first.__class__ = PatchConv
+    for block in visual.transformer.resblocks:
+        if type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv"):
+            block.__class__ = PlainBlock
