@@ -144,8 +144,7 @@ class Decoder(nn.Module):
             raise UserError(f"{ARGS}.clip_qkv is {clip_qkv}; expected a number above 0, or null")
         self.vocabulary, self.width, self.heads, self.ffn_width = vocabulary, width, heads, ffn_width
         self.kv_heads, self.head_width = head_shape(width, heads, kv_heads, head_width)
-        self.windows_L = windows(layers, window_tokens, windowed_layers)
-        self.across_documents = across_documents
+        self.windows_L, self.across_documents = windows(layers, window_tokens, windowed_layers), across_documents
         self.rope, self.rope_base, self.checkpointing = rope or Rope(), rope_base, checkpointing
         self.rope.check(self.head_width)
         sparse = sparse_layers(layers, moe_every, dense_layers) if moe else []
