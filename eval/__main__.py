@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,7 +19,7 @@ from eval.compare import compare, told
 from eval.contamination import check_tokenizer, overlap
 from eval.failing import masks_of
 from eval.files import Data
-from eval.harness import run
+from eval.harness import engine_sizes, run
 from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
 from eval.scores import FORMAT, rescore, table
@@ -29,6 +30,7 @@ from eval.task import Kind, discover, offers
 from eval.text_skills import Asked
 from mm1.errors import UserError, door, underscored
 from mm1.infer.assistant import Dtype
+from mm1.infer.spread import Spread
 from mm1.runs import read_scores, write_json
 
 
@@ -129,14 +131,20 @@ def _run(arguments: Namespace) -> None:
     settings = Settings(**{name: arguments[name] for name in names})
     settings.check()
     checkpoint, corpora = Path(arguments.checkpoint), [Path(corpus) for corpus in arguments.corpus]
-    assistant = mm1.load(checkpoint, device=arguments.device, dtype=arguments.dtype)
+    several = settings.processes > 1  # the model is then here only to be asked about
+    assistant = mm1.load(checkpoint, device="cpu" if several else arguments.device, dtype=arguments.dtype)
     configs = arguments.get("config") or []
     name = Path(str(configs[-1])).stem if configs else "fewshot"
     if masks := masks_of(settings.mask_experts):  # beside the whole model's answers, not in their place
         name += "-without-" + "-".join(".".join(map(str, (layer, *of))) for layer, of in masks.items())
     out = Path(arguments.out) if arguments.out else default_out(checkpoint, name)
     check_tokenizer(corpora, assistant.tokenizer.fingerprint, checkpoint)
-    scores = run(assistant.model, assistant.tokenizer, checkpoint, arguments.data, settings, out, corpora)
+    with ExitStack() as stack:
+        engine = None
+        if several:
+            given = {"device": arguments.device, "dtype": arguments.dtype, **engine_sizes(settings)}
+            engine = stack.enter_context(Spread(checkpoint, settings.processes, **given))
+        scores = run(assistant.model, assistant.tokenizer, checkpoint, arguments.data, settings, out, corpora, engine)
     print(table(scores))
     print(out / "scores.json")
 

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
 
@@ -31,7 +31,9 @@ from eval.store import LEAKS, Answer, Answers, Key, fingerprint, key
 from eval.task import Kind, Query, Task, discover
 from mm1.data.tokenizer import Tokenizer
 from mm1.infer.assistant import Dtype, cast, check_dtype
+from mm1.infer.decoding import GREEDY
 from mm1.infer.engine import Engine
+from mm1.infer.spread import Spread
 from mm1.model.mm1 import MM1
 from mm1.runs import write_json
 
@@ -129,11 +131,13 @@ def run(
     settings: Settings,
     out: Path,
     corpora: Sequence[Path] = (),
+    engine: Engine | Spread | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on a data folder, showing progress; write ``answers.jsonl`` and ``scores.json`` to ``out``.
 
     Finished answers are kept when it is run again; a changed setting, checkpoint or benchmark starts over. The scored
-    pictures that stand in ``corpora``, on which the model was trained, are counted.
+    pictures that stand in ``corpora``, on which the model was trained, are counted. Another ``engine`` than one on the
+    model in this process may answer.
 
     Returns:
         The content of scores.json.
@@ -144,11 +148,14 @@ def run(
     tasks = chosen_tasks(data, settings)
     with failing(model, settings.mask_experts):
         pass  # refused now, before earlier answers are forgotten
-    speed = ("batch_positions", "features_mb")
+    speed = ("batch_positions", "features_mb", "processes", "compiled")
     asked = {name: value for name, value in asdict(settings).items() if name not in speed}
     asked["retrieval"] = settings.retrieval.named() if settings.demonstrations == "similar" else None
     if not settings.mask_experts:
         del asked["mask_experts"]  # so that answers from before there was such a setting are kept
+    for kind in get_args(Kind):
+        if settings.prompt(kind).decoding == GREEDY:
+            del asked[kind]["decoding"]
     answers = Answers(
         out,
         fingerprint(FORMAT, asked, identity(checkpoint), dtype_of(model), [task.fingerprint() for task in tasks]),
@@ -157,7 +164,7 @@ def run(
     shared = overlap(list(corpora), tasks, progress=True) if corpora else None
     write_json(out / LEAKS, shared.ids() if shared else {})
     leaks = {name: of.either for name, of in shared.tasks.items()} if shared else {}
-    found = evaluate(model, tokenizer, tasks, settings, answers, progress=True, leaks=leaks)
+    found = evaluate(model, tokenizer, tasks, settings, answers, progress=True, leaks=leaks, engine=engine)
     about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype_of(model)}
     scores = {**about, "settings": asdict(settings), "overlap": shared.record() if shared else None, "tasks": found}
     write_json(out / "scores.json", scores)
@@ -172,6 +179,7 @@ def evaluate(
     answers: Answers,
     progress: bool = False,
     leaks: Mapping[str, Collection[str]] | None = None,
+    engine: Engine | Spread | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Ask what is not among ``answers`` yet, and score all; the entries of scores.json by task.
 
@@ -182,13 +190,7 @@ def evaluate(
             not, before the first question.
     """
     settings.check()
-    engine = Engine(
-        model,
-        tokenizer,
-        max_positions=settings.max_positions,
-        batch_positions=settings.batch_positions,
-        features_mb=settings.features_mb,
-    )
+    engine = engine or Engine(model, tokenizer, **engine_sizes(settings))
     jobs = [job for task in tasks for job in jobs_of(task, settings, progress)]
     left = _fitted(engine, [job for job in jobs if job.key not in answers.found], settings)
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress)
@@ -196,8 +198,9 @@ def evaluate(
         for task in tasks:
             scorer = task.scorer()
             mine = [job for job in left if job.task is task]
-            for start in range(0, len(mine), CHUNK):
-                for answer in _answer(engine, mine[start : start + CHUNK], settings, scorer):
+            chunk = CHUNK * settings.processes
+            for start in range(0, len(mine), chunk):
+                for answer in _answer(engine, mine[start : start + chunk], settings, scorer):
                     answers.add([answer])
                     bar.update()
     wanted = {job.key for job in jobs}
@@ -206,6 +209,12 @@ def evaluate(
         task.name: of_task(task, (a for a in kept if a["task"] == task.name), (leaks or {}).get(task.name, ()))
         for task in tasks
     }
+
+
+def engine_sizes(settings: Settings) -> dict[str, Any]:
+    """What the settings say of the engine alone: its context, its memory, its speed."""
+    names = ("max_positions", "batch_positions", "features_mb", "compiled")
+    return {name: getattr(settings, name) for name in names}
 
 
 def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
@@ -249,7 +258,7 @@ def identity(checkpoint: Path) -> list[Any]:
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
+def _fitted(engine: Engine | Spread, jobs: list[Job], settings: Settings) -> list[Job]:
     """Jobs whose prompts fit: the first that does not is refused now, and not after hours of answers to shorter ones.
 
     Raises:
@@ -262,7 +271,7 @@ def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
 
         def length(job: Job, new: int = new) -> Length:
             items = job.prompt(settings, lambda picture: b"")
-            return measure(items, new, engine.tokenizer, engine.tokens_per_image, engine.model.views)
+            return measure(items, new, engine.tokenizer, engine.tokens_per_image, engine.views)
 
         if length(job).total > settings.max_positions:
             lengths = [length(job.without(count)) for count in range(len(job.demonstrations) + 1)]
@@ -275,14 +284,16 @@ def _fitted(engine: Engine, jobs: list[Job], settings: Settings) -> list[Job]:
     return fitted
 
 
-def _answer(engine: Engine, jobs: list[Job], settings: Settings, scorer: Metric) -> Iterator[Answer]:
+def _answer(engine: Engine | Spread, jobs: list[Job], settings: Settings, scorer: Metric) -> Iterator[Answer]:
     prompts = [job.prompt(settings, read) for job in jobs]
     closed = [at for at, job in enumerate(jobs) if job.asked.choices]
     for kind in dict.fromkeys(job.kind for job in jobs):
         prompt = settings.prompt(kind)
         free = [at for at, job in enumerate(jobs) if not job.asked.choices and job.kind == kind]
-        for at, answer in engine.generate([prompts[at] for at in free], prompt.max_new_tokens, prompt.stop):
-            yield _record(jobs[free[at]], spell(prompts[free[at]]), answer, scorer, prompt)
+        asked, names = [prompts[at] for at in free], ["/".join(map(str, jobs[at].key)) for at in free]
+        for said in engine.answers(asked, prompt.max_new_tokens, prompt.stop, prompt.decoding, names):
+            record = _record(jobs[free[said.index]], spell(asked[said.index]), said.text, scorer, prompt)
+            yield record if said.margin is None else {**record, "margin": round(said.margin, 6)}
     pairs = [(at, choice) for at in closed for choice in jobs[at].asked.choices]
     likelihoods = engine.score([prompts[at] for at, _ in pairs], [choice for _, choice in pairs])
     for at in closed:

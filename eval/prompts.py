@@ -20,6 +20,7 @@ from eval.task import Kind, Query
 from eval.turns import asked
 from mm1 import template
 from mm1.errors import UserError, at_least
+from mm1.infer.decoding import Decoding
 from mm1.sample import Image, Text
 from mm1.template import turn
 
@@ -37,6 +38,7 @@ class Prompt:
             there for the query; a chat one has no answer, since the chat template gives it its place.
         stop: Strings before which an answer ends.
         max_new_tokens: Length of an answer at most.
+        decoding: Greedy if nothing is set; beams, or what is drawn and by which seed.
         reasoning: What a demonstration shows in the place of its answer, such as ``{rationale} Answer: {answer}``, so
             that the model reasons before it answers (chain of thought, Wei et al. 2022). A demonstration whose file has
             no rationale shows the rest. Empty: the answer alone.
@@ -47,6 +49,7 @@ class Prompt:
     template: str = "{image}Question: {question} Short answer: {answer}"
     stop: tuple[str, ...] = ("\n", "Question")
     max_new_tokens: int = 10
+    decoding: Decoding = field(default_factory=Decoding)
     reasoning: str = ""
     extract: str = ""
 
@@ -97,6 +100,8 @@ class Settings:
             answer then names them, and the score is marked.
         batch_positions: Positions decoded at once; changes speed and memory, no answer.
         features_mb: Memory for pictures already encoded, likewise.
+        processes: Processes that answer, each on a GPU of its own; likewise.
+        compiled: Compile the model's layers, likewise: pays on a GPU for some thousand questions.
         choosing: Take one of several choices by ``likelihood`` or by ``letter``; null: as each benchmark does.
         images: Folders of pictures by benchmark, where they lie elsewhere than releases put them.
         max_missing_share: Share of a benchmark's questions whose pictures may be missing; more, and it is refused.
@@ -125,6 +130,8 @@ class Settings:
     when_too_long: Literal["refuse", "drop"] = "refuse"
     batch_positions: int = 16384
     features_mb: int = 1024
+    processes: int = 1
+    compiled: bool = False
     choosing: Literal["likelihood", "letter"] | None = None
     images: dict[str, str] = field(default_factory=dict)
     max_missing_share: float = 0.0
@@ -143,6 +150,9 @@ class Settings:
         at_least(0, {"shots": min(self.shots), **{name: getattr(self, name) for name in none}})
         at_least(1, {"limit": 1 if self.limit is None else self.limit, "max_positions": self.max_positions})
         at_least(0, {"full_resolution_last": self.full_resolution_last or 0})
+        at_least(1, {"processes": self.processes})
+        if self.processes > 1 and self.mask_experts:
+            raise UserError(f"processes is {self.processes} and mask_experts is set; expected one of them")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {list(self.seeds)}; expected every seed once")
         if self.demonstrations == "similar":
@@ -152,6 +162,7 @@ class Settings:
             prompt = getattr(self, kind)
             _given(prompt, f"{kind}.")
             at_least(1, {f"{kind}.max_new_tokens": prompt.max_new_tokens})
+            prompt.decoding.check(f"{kind}.decoding.")
             if "" in prompt.stop:
                 raise UserError(f"{kind}.stop is {list(prompt.stop)}; expected no empty text, which ends every answer")
             _check_reasoning(prompt, kind)

@@ -8,6 +8,7 @@
     python scripts/benchmark.py train              # a whole training step beside its peer, needs a GPU
     python scripts/benchmark.py plan_check         # what mm1-study plan says beside what runs take, needs a GPU
     python scripts/benchmark.py checkpoint         # how long a checkpoint of 2B stops training, needs a GPU
+    python scripts/benchmark.py generate           # eight-shot captioning beside transformers' generate, needs a GPU
     torchrun --nproc_per_node 2 scripts/benchmark.py experts    # sparse layers whose experts GPUs share
     torchrun --nproc_per_node 2 scripts/benchmark.py scale      # a whole training step on one GPU and on several
 
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.checkpoint import checkpoint  # noqa: E402
 from benchmarks.data import data  # noqa: E402
 from benchmarks.experts_parallel import experts  # noqa: E402
+from benchmarks.generate import generate  # noqa: E402
 from benchmarks.moe import moe  # noqa: E402
 from benchmarks.moe_kernels import moe_kernels  # noqa: E402
 from benchmarks.pipeline import pipeline  # noqa: E402
@@ -51,6 +53,7 @@ def main() -> None:
         "plan_check": plan_check,
         "train": train,
         "checkpoint": checkpoint,
+        "generate": generate,
     }
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
 

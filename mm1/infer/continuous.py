@@ -125,6 +125,7 @@ class Continuous:
             self.slots.begin(slots, hidden_BD, [task.names[at] for at in lot])
             for slot, at in zip(slots, lot, strict=True):
                 self.said[slot] = at, Spelling(self.tokenizer, self.stop)
+        self.features.release()
 
     def _steps(self, task: Task) -> None:
         """As many as nobody needs to look between."""

@@ -66,14 +66,13 @@ class Engine:
         compiled: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.share, self.compiled = share, compiled
+        self.share, self.compiled = share, compiled or any(layer._compiled_call_impl for layer in model.decoder.layers)
         self.max_positions, self.batch_positions = max_positions, batch_positions
-        self.tokens_per_image = model.connector.tokens
+        self.tokens_per_image, self.views = model.connector.tokens, model.views
         self._features = Features(model, features_mb)
         self._kept: tuple[object, Slots] | None = None
         if compiled:
-            for part in (*model.decoder.layers, *model.vision.blocks, model.connector):
-                part.compile(dynamic=True)
+            compile_parts(model)
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Sequence[str] = (), decoding: Decoding = GREEDY
@@ -267,6 +266,15 @@ class Engine:
             segments_BT[row, -length:] = 1
             positions_BT[row, -length:] = torch.arange(length)
         return tokens_BT.to(device), segments_BT.to(device), positions_BT.to(device)
+
+
+def compile_parts(model: MM1) -> None:
+    """Compile what repeats, in place, for reading and for steps: first for the shapes met, then for any like them."""
+    from torch._dynamo import config  # half a second that only those pay who compile
+
+    config.recompile_limit = max(config.recompile_limit, 32)  # layers share what is compiled: kinds of calls x shapes
+    for part in (*model.decoder.layers, *model.vision.blocks, model.connector):
+        part.compile()
 
 
 @contextmanager

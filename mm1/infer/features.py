@@ -66,6 +66,7 @@ class Features:
         self._seen: OrderedDict[bytes, Tensor] = OrderedDict()
         self._prepared: dict[bytes, Future[Tensor]] = {}
         self._threads: ThreadPoolExecutor | None = None
+        self._held: set[bytes] = set()
         self.encoded = 0  # pictures, for tests and for those who wonder about speed
 
     def expect(self, prompts: Iterable[Asked]) -> None:
@@ -79,7 +80,7 @@ class Features:
 
     def of(self, prompts: Sequence[Asked]) -> Tensor:
         """Features [I, N, D] of all pictures of prompts in the order of their places."""
-        self.load(prompts)
+        self._load(prompts)
         names = [name for asked in prompts for name in asked.names]
         empty = self._model.encode_images(torch.empty(0, 3, 1, 1, dtype=torch.uint8))
         features_IND = torch.stack([self._seen[name] for name in names]) if names else empty
@@ -87,7 +88,16 @@ class Features:
         return features_IND
 
     def load(self, prompts: Sequence[Asked]) -> None:
-        """Encode what is new of the pictures of prompts, all of them in as few batches as can be."""
+        """Encode what is new of the pictures of prompts, in as few batches as can be; held until :meth:`release`."""
+        self._held = {name for asked in prompts for name in asked.names}
+        self._load(prompts)
+
+    def release(self) -> None:
+        """Hold nothing any more, whatever was loaded."""
+        self._held = set()
+        self.forget()
+
+    def _load(self, prompts: Sequence[Asked]) -> None:
         pairs = [pair for asked in prompts for pair in zip(asked.names, asked.pictures, strict=True)]
         new = {name: picture for name, picture in pairs if name not in self._seen}
         names = list(new)
@@ -101,7 +111,7 @@ class Features:
     def forget(self) -> None:
         """Keep to the limit."""
         each = next((f.numel() * f.element_size() for f in self._seen.values()), 0)
-        while len(self._seen) * each > self._limit_bytes:
+        while len(self._seen) * each > self._limit_bytes and next(iter(self._seen)) not in self._held:
             self._seen.popitem(last=False)
 
     def _prepare(self, name: bytes, picture: Image) -> None:

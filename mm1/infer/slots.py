@@ -293,7 +293,7 @@ class Slots:
                     self._step(rows, self.columns)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(rows, self.columns)
             self._captured[rows] = graph
         except RuntimeError as error:

@@ -69,12 +69,14 @@ def causal_mask(queries_BT: Tensor, keys_BT: Tensor, first: int, window: int | N
     return (near & (queries_BT[:, :, None] == keys_BT[:, None, :])).unsqueeze(1)
 
 
-def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask) -> Tensor:
-    """Softmax attention under ``mask``; each of the G key-value heads serves H / G query heads."""
+def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask, share: int | None = None) -> Tensor:
+    """Softmax attention under ``mask``; each of the G key-value heads serves ``share`` query heads, H / G of them.
+
+    Whoever knows ``share`` says it: to a compiler that has seen several shapes a quotient of sizes is no number.
+    """
+    share = q_BHTK.shape[1] // k_BGTK.shape[1] if share is None else share
     if isinstance(mask, BlockMask):
-        grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
-        return _compiled(flex_attention)(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=grouped)
-    share = q_BHTK.shape[1] // k_BGTK.shape[1]
+        return _compiled(flex_attention)(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=share > 1)
     if share > 1 and mask is not None and q_BHTK.shape[2] == 1:  # the heads of a group as queries: nothing is repeated
         q_BGSK = q_BHTK.unflatten(1, (-1, share)).squeeze(3)
         return scaled_dot_product_attention(q_BGSK, k_BGTK, v_BGTK, attn_mask=mask).flatten(1, 2).unsqueeze(2)
@@ -164,7 +166,7 @@ class Attention(nn.Module):
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        self.head_width, self.clip = head_width, clip
+        self.head_width, self.clip, self.share = head_width, clip, heads // kv_heads
         self.q = nn.Linear(width, heads * head_width, bias=bias != "none")
         self.k = nn.Linear(width, kv_heads * head_width, bias=bias != "none")
         self.v = nn.Linear(width, kv_heads * head_width, bias=bias != "none")
@@ -184,7 +186,7 @@ class Attention(nn.Module):
         v_BGTK = self._heads(self.v, None, x_BTD)
         if cache is not None:
             k_BGTK, v_BGTK = cache.append(layer, k_BGTK, v_BGTK)
-        return self.o(attend(q_BHTK, k_BGTK, v_BGTK, mask).transpose(1, 2).flatten(2))
+        return self.o(attend(q_BHTK, k_BGTK, v_BGTK, mask, self.share).transpose(1, 2).flatten(2))
 
     def _heads(self, project: nn.Linear, norm: nn.RMSNorm | None, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, heads, T, K]: projected, normed, clipped, split."""

@@ -21,6 +21,7 @@ from mm1.data.image import prepare
 from mm1.data.reader import GREY
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
+from mm1.infer.continuous import Answer as Said
 from mm1.infer.engine import Engine
 from mm1.model.mm1 import MM1
 from mm1.sample import Image
@@ -35,8 +36,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
 
     class Counting(Engine):
-        def generate(self, prompts: Any, max_new_tokens: int, stop: Any = ()) -> Any:
-            for answer in super().generate(prompts, max_new_tokens, stop):
+        def answers(self, prompts: Any, *more: Any) -> Any:
+            for answer in super().answers(prompts, *more):
                 counts.append(1)
                 yield answer
 
@@ -70,7 +71,9 @@ def test_answers_and_scores_are_written_as_agreed(
     assert (lessons["shots"].keys(), lessons["constant"], lessons["question_only"]) == ({"0"}, 50, None)
     answers = lines(out)
     names = "task shots arm id seed demonstrations dropped image shown question prompt answer references score"
-    more = {"choices", "about"}
+    more = {"choices", "about", "margin"}
+    assert all(answer.get("margin", 0) >= 0 for answer in answers)
+    assert any("margin" in answer for answer in answers)
     assert {tuple(name for name in answer if name not in more) for answer in answers} == {tuple(names.split())}
     assert len(answers) == JOBS
     assert max(Counter((a["task"], a["shots"], a["arm"], a["id"]) for a in answers).values()) == 1
@@ -134,8 +137,8 @@ def test_answers_are_taken_out_of_what_was_said(
     said = iter(["It ticks. Answer: wall clock", "no idea"] * 5)
 
     class Reasoning(Engine):
-        def generate(self, prompts: Any, max_new_tokens: int, stop: Any = ()) -> Any:
-            return ((at, next(said)) for at, _ in enumerate(prompts))
+        def answers(self, prompts: Any, *more: Any) -> Any:
+            return (Said(at, next(said), (), None) for at, _ in enumerate(prompts))
 
     monkeypatch.setattr(harness, "Engine", Reasoning)
     vqa = Prompt(reasoning="{rationale} Answer: {answer}", extract=r"Answer:\s*(.*)")
@@ -153,9 +156,9 @@ def test_the_blank_arm_sees_one_grey_picture_and_no_other(
     seen: set[bytes] = set()
 
     class Watching(Engine):
-        def generate(self, prompts: Any, max_new_tokens: int, stop: Any = ()) -> Any:
+        def answers(self, prompts: Any, *more: Any) -> Any:
             seen.update(item.data for prompt in prompts for item in prompt if isinstance(item, Image))
-            return super().generate(prompts, max_new_tokens, stop)
+            return super().answers(prompts, *more)
 
     monkeypatch.setattr(harness, "Engine", Watching)
     settings = replace(SETTINGS, arms=("blank",), tasks=("vqa/daquar", "captions/mini"))
