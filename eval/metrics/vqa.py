@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from eval.metrics.metric import Metric
 
@@ -40,7 +41,10 @@ CONTRACTIONS["somebody'd"] = "somebodyd"  # the one entry that goes the other wa
 
 
 class VqaAccuracy(Metric):
-    """:func:`accuracy` of every answer."""
+    """:func:`accuracy` of every answer; beside it that of evaluators which always normalise, where it is another.
+
+    MMF's for TextVQA does, and so do forks of the official one: a "Yes" is then right where ten people said "yes".
+    """
 
     name = "vqa_accuracy"
     title = "VQA accuracy, %"
@@ -49,11 +53,18 @@ class VqaAccuracy(Metric):
         """Percent."""
         return accuracy(answer, self.golds[id].references)
 
+    def also(self, answers: Mapping[str, str]) -> dict[str, float]:
+        """The other evaluators' number."""
+        usual = [accuracy(answer, self.golds[id].references) for id, answer in answers.items()]
+        always = [accuracy(answer, self.golds[id].references, always=True) for id, answer in answers.items()]
+        return {"always normalised": sum(always) / len(always)} if always != usual else {}
+
     def explain(self, id: str, answer: str) -> list[str]:
         """Each step of the official processing, and the ten ways to leave one person out."""
         return explained(answer, self.golds[id].references)
 
 
+@lru_cache(maxsize=1 << 17)
 def normalize(answer: str) -> str:
     """An answer as the evaluator compares it: no punctuation or articles, number words as digits, lower case.
 
@@ -63,10 +74,16 @@ def normalize(answer: str) -> str:
     return _words(_punctuation(_blanks(answer)))
 
 
-def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Percent, of one prediction against the answers of several people (ten in VQA)."""
+def soft_accuracy(prediction: str, answers: Sequence[str], always: bool = False) -> float:
+    """Percent, of one prediction against the answers of several people (ten in VQA).
+
+    Args:
+        prediction: The answer.
+        answers: Those of people.
+        always: Whether texts are normalised where people all said the same, too; the official evaluator does not.
+    """
     given, predicted = [_blanks(answer) for answer in answers], _blanks(prediction)
-    if len(set(given)) > 1:
+    if always or len(set(given)) > 1:
         given, predicted = [normalize(answer) for answer in given], normalize(predicted)
     matches = sum(answer == predicted for answer in given)
     # Leaving out a matching answer leaves matches - 1, leaving out another leaves all of them.
@@ -74,10 +91,10 @@ def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return 100 * score / len(given)
 
 
-def accuracy(prediction: str, answers: Sequence[str]) -> float:
+def accuracy(prediction: str, answers: Sequence[str], always: bool = False) -> float:
     """Percent: soft accuracy where several people answered, exact match of the normalised texts where one did."""
     if len(answers) > 1:
-        return soft_accuracy(prediction, answers)
+        return soft_accuracy(prediction, answers, always)
     return 100.0 * (normalize(prediction) == normalize(answers[0]))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.metrics.vqa import accuracy, normalize, soft_accuracy
+from eval.metrics.metric import Gold
+from eval.metrics.vqa import VqaAccuracy, accuracy, normalize, soft_accuracy
 
 GOLDEN = [json.loads(line) for line in Path(__file__).with_name("vqa_official.jsonl").read_text().splitlines()]
 
@@ -29,6 +30,9 @@ def test_soft_accuracy_leaves_out_one_person_by_index(matches: int, percent: flo
 def test_answers_are_normalised_only_when_people_differ() -> None:
     assert soft_accuracy("Yes", ["yes"] * 10) == 0
     assert soft_accuracy("Yes", ["yes"] * 9 + ["no"]) == 100
+    metric = VqaAccuracy([Gold("1", ("yes",) * 10), Gold("2", ("red",) * 10)])
+    assert metric.also({"1": "Yes", "2": "red"}) == {"always normalised": 100}
+    assert metric.also({"1": "yes", "2": "red"}) == {}
 
 
 def test_full_stops_stay_after_the_thirty_second() -> None:
