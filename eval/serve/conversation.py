@@ -89,9 +89,9 @@ class Conversation:
 
     turns: tuple[Turn, ...] = ()
 
-    def pictures(self) -> int:
-        """Pictures in all turns."""
-        return sum(len(turn.pictures) for turn in self.turns)
+    def pictures(self) -> list[Picture]:
+        """Pictures of all turns."""
+        return [picture for turn in self.turns for picture in turn.pictures]
 
     def replied(self, replies: Sequence[Reply]) -> Conversation:
         """The same with what the models say to the last question."""

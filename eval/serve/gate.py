@@ -25,6 +25,7 @@ JSON_BYTES = 500_000  # text, settings and names of pictures
 UPLOAD_BYTES = PICTURE_MB * PICTURES_AT_ONCE * 10**6
 KEPT_BYTES = 10 * UPLOAD_BYTES  # of all visitors together
 KEPT_S = 1800.0
+UPLOADS_AT_ONCE = 8
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 # Gradio's own page is made with 'unsafe-eval' and 'unsafe-inline'; connect-src is what keeps it from calling out.
 POLICY = (
@@ -60,6 +61,7 @@ class Gate:
 
     def __init__(self, app: Any, folder: Path, local: bool) -> None:
         self.app, self.folder, self.local = app, folder, local
+        self.uploading = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Let a request through, or answer it with one sentence."""
@@ -79,12 +81,16 @@ class Gate:
                 ]
             await send(message)
 
+        upload = scope["method"] == "POST" and scope["path"].startswith(f"{API}/upload")
+        self.uploading += upload
         try:
             await self.app(scope, await self._checked(scope, receive), out)
         except Refused as refused:
             if begun:
                 raise
             await _answer(out, refused.status, str(refused))
+        finally:
+            self.uploading -= upload
 
     async def _checked(self, scope: Any, receive: Any) -> Any:
         """How to receive a request's body.
@@ -107,8 +113,8 @@ class Gate:
         if method != "POST" or not POSTS.fullmatch(path):
             raise Refused(404, "nothing is here")
         if path.startswith(f"{API}/upload"):
-            if sweep(self.folder, KEPT_S) > KEPT_BYTES:
-                raise Refused(413, "the server holds many pictures already; try again in some minutes")
+            if self.uploading > UPLOADS_AT_ONCE or sweep(self.folder, KEPT_S) > KEPT_BYTES:
+                raise Refused(413, "the server is sent many pictures already; try again in some minutes")
             return _bounded(receive, headers, UPLOAD_BYTES)
         body = await _whole(_bounded(receive, headers, JSON_BYTES))
         _check_files(body)

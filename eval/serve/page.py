@@ -91,7 +91,7 @@ class Page:
         try:
             sampling = Sampling(temperature, top_p, max_new_tokens, seed, line and template == "plain")
             sampling.check()
-            held = conversation.pictures() + sum(len(example.pictures) for example in examples)
+            held = [*conversation.pictures(), *(picture for example in examples for picture in example.pictures)]
             pictures, text = take(message["files"], self.folder, held), text_of(message["text"])
             if not pictures and not text.strip():
                 raise UserError("nothing was asked; expected a question, a picture, or both")
@@ -137,7 +137,7 @@ class Page:
     ) -> tuple[Any, ...]:
         """Put an example before the question."""
         try:
-            held = conversation.pictures() + sum(len(example.pictures) for example in examples)
+            held = [*conversation.pictures(), *(picture for example in examples for picture in example.pictures)]
             pictures, text = take(message["files"], self.folder, held), text_of(message["text"]).strip()
             answer = text_of(answer).strip()
             if not (pictures or text) or not answer:
@@ -219,6 +219,7 @@ class Page:
                 self.add,
                 [message, answer, examples, conversation],
                 [message, answer, examples, refusal],
+                concurrency_limit=1,  # pictures are decoded one after the other
                 show_progress="hidden",
             )
 

@@ -120,7 +120,7 @@ def _run(speakers: list[Speaker], folder: Path, listening: socket.socket, local:
         task.cancel()
 
     blocks = Page(speakers, folder / UPLOADS).blocks()
-    blocks.state_session_capacity = 64  # visitors whose conversations are kept
+    blocks.state_session_capacity = 32  # visitors whose conversations are kept
     outer = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=sweeping)
     app = gradio.mount_gradio_app(
         outer,
@@ -142,6 +142,12 @@ def _run(speakers: list[Speaker], folder: Path, listening: socket.socket, local:
     address, port = listening.getsockname()[:2]
     print(f"http://{f'[{address}]' if ':' in address else address}:{port}", flush=True)
     config = uvicorn.Config(
-        gate, log_level="warning", ws="none", server_header=False, timeout_graceful_shutdown=2, proxy_headers=False
+        gate,
+        log_level="warning",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=2,
+        proxy_headers=False,
+        limit_concurrency=256,
     )
     uvicorn.Server(config).run(sockets=[listening])

@@ -23,7 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 PICTURE_MB = 20  # of 10^6 bytes, one file
 PICTURES_AT_ONCE = 16
-PICTURES_IN_ALL = 64  # of a conversation, its examples among them
+PICTURES_IN_ALL, IN_ALL_MB = 64, 100  # of a conversation, its examples among them
 TEXT_CHARACTERS = 20_000
 THUMBNAIL_PX = 320
 
@@ -43,7 +43,7 @@ class Picture:
     thumbnail: str
 
 
-def take(paths: Sequence[str | Path], folder: Path, held: int = 0) -> tuple[Picture, ...]:
+def take(paths: Sequence[str | Path], folder: Path, held: Sequence[Picture] = ()) -> tuple[Picture, ...]:
     """Read uploaded pictures. Their files stay for a while: two boxes of the page may hold the same picture.
 
     Args:
@@ -58,12 +58,19 @@ def take(paths: Sequence[str | Path], folder: Path, held: int = 0) -> tuple[Pict
         raise UserError("a picture is named that was not uploaded here; expected one chosen on this page")
     if len(paths) > PICTURES_AT_ONCE:
         raise UserError(f"{len(paths)} pictures at once; expected at most {PICTURES_AT_ONCE}")
-    if held + len(paths) > PICTURES_IN_ALL:
+    if len(held) + len(paths) > PICTURES_IN_ALL:
         raise UserError(
-            f"{held} pictures are in the conversation and its examples, {len(paths)} more are sent; expected at most "
-            f"{PICTURES_IN_ALL}: clear it, or remove examples"
+            f"{len(held)} pictures are in the conversation and its examples, {len(paths)} more are sent; expected at "
+            f"most {PICTURES_IN_ALL}: clear it, or remove examples"
         )
-    return tuple(_read(Path(path)) for path in paths)
+    found = tuple(_read(Path(path)) for path in paths)
+    in_all_mb = sum(len(picture.data) for picture in (*held, *found)) / 10**6
+    if in_all_mb > IN_ALL_MB:
+        raise UserError(
+            f"pictures of {in_all_mb:.0f} MB with those of the conversation and its examples; expected at most "
+            f"{IN_ALL_MB}: clear it, or remove examples"
+        )
+    return found
 
 
 def sweep(folder: Path, older_s: float) -> int:

@@ -9,6 +9,7 @@ import os
 import struct
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,13 @@ def test_only_uploads_are_read(tmp_path: Path) -> None:
 
 def test_uploads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path, "a.png", picture("red", 1))
+    [shown] = take([path], tmp_path)
     with pytest.raises(UserError, match="17 pictures at once; expected at most 16"):
         take([path] * 17, tmp_path)
     with pytest.raises(UserError, match=f"expected at most {PICTURES_IN_ALL}"):
-        take([path], tmp_path, held=PICTURES_IN_ALL)
+        take([path], tmp_path, held=[shown] * PICTURES_IN_ALL)
+    with pytest.raises(UserError, match="pictures of 120 MB with those of the conversation"):
+        take([path], tmp_path, held=[replace(shown, data=bytes(40 * 10**6))] * 3)
     monkeypatch.setattr(uploads, "PICTURE_MB", 1e-5)
     with pytest.raises(UserError, match=r"a.png has 0.0 MB; expected at most"):
         take([path], tmp_path)
@@ -216,3 +220,7 @@ def test_bodies_are_bounded(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gates, "KEPT_BYTES", 1)
     put(gate.folder, "a.png", b"12")
     assert send(gate, "POST", "/gradio_api/upload", b"1")[0] == 413
+    monkeypatch.undo()
+    gate.uploading = gates.UPLOADS_AT_ONCE
+    assert send(gate, "POST", "/gradio_api/upload", b"1")[0] == 413
+    assert gate.uploading == gates.UPLOADS_AT_ONCE  # counted down again
