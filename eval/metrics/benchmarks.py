@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from eval.metrics.choice import LETTERS, Choice
+from eval.metrics.metric import Gold
 from eval.metrics.yes_no import PopeF1
 
 WAYS = ("random", "popular", "adversarial")
@@ -65,6 +66,13 @@ class MMBenchCircular(MMBench):
 
     name = "mmbench_circular"
     title = "accuracy, all turns right, %"
+
+    def __init__(self, golds: Sequence[Gold]) -> None:
+        super().__init__(golds)
+        turns = Counter(str(gold.about["turns_of"]) for gold in golds)
+        whole = {str(gold.about["turns_of"]): len(gold.choices) for gold in golds}
+        if cut := sum(turns[name] < whole[name] for name in turns):
+            self.warnings.append(f"{cut} of {len(turns)} questions lack turns (limit): the score is too high")
 
     def counts(self, answers: Mapping[str, str], scores: Mapping[str, float]) -> dict[str, Sequence[float]]:
         """Questions right in all turns that were asked, and questions; booked on the first turn asked."""

@@ -71,6 +71,7 @@ def test_circular_evaluation_counts_a_question_once_and_only_whole() -> None:
     metric = MMBenchCircular(golds)
     answers = {"1": "A", "1/1": "B", "2": "A", "2/1": "A", "3": "A"}
     assert value(metric, answers) == pytest.approx(100 * 2 / 3)
+    assert metric.warnings == ["1 of 3 questions lack turns (limit): the score is too high"]
     assert metric.also(answers)["accuracy, each turn by itself"] == pytest.approx(80)
     assert value(MMBench(golds), answers) == pytest.approx(80)
 

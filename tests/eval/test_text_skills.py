@@ -16,7 +16,7 @@ import mm1
 from eval.__main__ import main
 from eval.text_skills import Asked, Measured, measure, read_documents, read_questions, record, told
 from mm1.infer.assistant import Assistant
-from tests.eval.conftest import write_rows
+from tests.eval.conftest import ROOT, write_rows
 
 TEXT = "Question: what colour is this?\n\nShort answer: red\n\na green picture\n"
 
@@ -93,6 +93,13 @@ def test_change_is_paired_and_hand_counted() -> None:
     alone = record(["base.ckpt"], [before], Asked())
     assert alone["change"] is None
     assert "change" not in told(alone)
+
+
+def test_the_questions_that_come_along_are_whole() -> None:
+    questions = read_questions(ROOT / "configs/eval/text_questions.jsonl")
+    assert len(questions) == 48
+    assert {len(set(question.choices)) for question in questions} == {4}
+    assert len({question.right for question in questions}) == 4
 
 
 def test_documents_as_people_have_them(tmp_path: Path, make_corpus: Callable[..., Path]) -> None:
