@@ -168,7 +168,7 @@ def run(
         assistant = mm1.load(checkpoint, device=device, dtype=dtype)
         count = sum(len(readings(assistant, text, asked)) for _, text in texts)
         count += sum(len(question.choices) for question in put)
-        with tqdm(total=count, unit=" readings", desc=Path(checkpoint).name) as bar:
+        with tqdm(total=count, unit=" readings", desc=_label(checkpoint)) as bar:
             measured.append(measure(assistant, texts, put, asked, bar.update))
     return record(checkpoints, measured, asked)
 
@@ -250,7 +250,7 @@ def record(names: Sequence[str], measured: Sequence[Measured], asked: Asked) -> 
 
 def told(found: dict[str, Any]) -> str:
     """The same as a table for a terminal."""
-    lines = [["", *(Path(model["checkpoint"]).name for model in found["models"])]]
+    lines = [["", *(_label(model["checkpoint"]) for model in found["models"])]]
     for name, title in NUMBERS.items():
         if name in found["models"][0]:
             lines.append([title, *(_spell(model[name]) for model in found["models"])])
@@ -334,6 +334,12 @@ def _reading(assistant: Assistant, question: Question, choice: str, asked: Asked
             f"question {question.id} takes {length} positions; expected at most max_positions, {asked.max_positions}"
         )
     return Reading([tokenizer.bos, *before, *said], len(said))
+
+
+def _label(checkpoint: str) -> str:
+    """What people call a checkpoint: its run, since most are called ``last.ckpt``."""
+    path = Path(checkpoint)
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
 
 
 def _best(values: Sequence[float]) -> int:
