@@ -29,6 +29,7 @@ from mm1.study.plan_time import Time, time
 from mm1.study.plots import COLOURS, STYLE, canvas, count
 
 MEMORY_BAR, TIME_BAR = 0.10, 0.15
+NAMED = ("name", "precision", "lowered", "compiled", "row_tokens", "images")  # of a job, in a plan's record
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """All of it as plain values, for ``plan.json``."""
         kinds = {kind: size / GIB for kind, size in self.memory.kinds(self.rows).items()}
-        needed = {name: getattr(self.job, name) for name in ("name", "precision", "compiled", "row_tokens", "images")}
+        needed = {name: getattr(self.job, name) for name in NAMED}
         return {
             "job": {**needed, "rows_per_step": self.job.rows_per_step, "micro_batches": self.job.micro_batches},
             "parameters": asdict(parameters(self.job.model)),
@@ -185,6 +186,7 @@ def describe(of: Plan) -> str:
     kinds, spent, on = of.memory.kinds(of.rows), of.time, of.on
     lines = [
         f"{of.job.name}: {count(parameters(of.job.model).total)} parameters, {of.job.precision}"
+        f"{', bfloat16 weights' if of.job.lowered else ''}"
         f"{', compiled' if of.job.compiled else ''}, on {on.gpus} x {of.card.name} (replicate {on.replicate}, shard "
         f"{on.shard}, experts {on.experts}, tensor {on.tensor})",
         f"a step: {of.job.rows_per_step} rows of {of.job.row_tokens} positions with up to {of.job.images} pictures, on "

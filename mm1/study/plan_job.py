@@ -73,6 +73,9 @@ class Job:
         rows_per_step: Rows of an optimizer step, over all ranks.
         micro_batches: Of a step, on each rank.
         steps: Of the run.
+        lowered: Whether weights are bfloat16 with masters in the optimizer (``model.weights``).
+        moment_bytes: Of a number of each moment.
+        masters: Whether bfloat16 weights have fp32 masters.
     """
 
     name: str
@@ -84,11 +87,24 @@ class Job:
     rows_per_step: int
     micro_batches: int
     steps: int
+    lowered: bool = False
+    moment_bytes: int = 4
+    masters: bool = True
 
     @property
     def weight_bytes(self) -> int:
-        """Of a number of the weights, their gradients and each moment."""
-        return BYTES[self.precision]
+        """Of a number of the weights."""
+        return 2 if self.lowered else BYTES[self.precision]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of a number of their gradients; several micro-batches are added up in fp32."""
+        return self.weight_bytes if self.micro_batches == 1 else 4
+
+    @property
+    def state_bytes(self) -> int:
+        """What the optimizer keeps for a number: two moments, and the master of a weight below fp32."""
+        return 2 * self.moment_bytes + (4 if self.masters and self.weight_bytes < 4 else 0)
 
     @property
     def mixed(self) -> bool:
@@ -134,7 +150,8 @@ def job(config: str | Path, rows: int | None = None, micro_batches: int | None =
     tree = read(path)
     model, data = _part(tree, "model", path), _part(tree, "data", path)
     trainer = tree.get("trainer") or {}
-    built = build(_nested(model.get("model"), path))
+    built, optimizer = build(_nested(model.get("model"), path)), model.get("optimizer") or {}
+    settings = optimizer.get("init_args") or optimizer
     optimizer = model.get("optimizer") or {}
     _freeze(built, optimizer.get("init_args", optimizer).get("parts") or {})
     precision = str(trainer.get("precision") or "32-true")
@@ -147,6 +164,11 @@ def job(config: str | Path, rows: int | None = None, micro_batches: int | None =
         "steps": trainer.get("max_steps"),
     }
     at_least(1, {f"{path}: {name}": value for name, value in numbers.items()})
+    numbers |= {
+        "lowered": model.get("weights") == "bfloat16",
+        "moment_bytes": 2 if settings.get("states") == "bfloat16" else 4,
+        "masters": settings.get("masters", True),
+    }
     name, compiled = path.parent.name if path.name == "config.yaml" else path.stem, bool(model.get("compiled"))
     return Job(name, built, precision, compiled, images=int(data.get("images_per_row") or 0), **numbers)
 

@@ -38,7 +38,7 @@ class Memory:
     Args:
         weights: Kept between steps.
         gradients: Of all that learns; whole ones where several micro-batches are added up before they are reduced.
-        optimizer: Two moments.
+        optimizer: Two moments, and masters.
         buffers: Gathered weights and gradients on their way; nothing on one GPU.
         copies: Of weights in bf16, which autograd keeps where weights are in fp32: of all layers, or of the one that is
             being recomputed.
@@ -74,13 +74,12 @@ class Memory:
             "loss": self.loss,
         }
         # Gradients take the place of activations. The backward pass ends with all of the first and one layer of the
-        # second; then AdamW takes as much again as one moment for its square roots.
-        held, stepping = (0.0 if self.alone else self.gradients), 0.0
-        begun, ended, step = held + sum(others.values()), rows * self.layer, self.optimizer / 2
-        if self.gradients + max(ended, step) > begun:
-            held, stepping = self.gradients, step if step >= ended else 0.0
-            others = dict.fromkeys(others, 0.0) | {"activations": 0.0 if step >= ended else ended}
-        found |= {"gradients": held, "in the optimizer": stepping, **others, "gathered": self.buffers}
+        # second; the optimizer works in place.
+        held = 0.0 if self.alone else self.gradients
+        begun, ended = held + sum(others.values()), rows * self.layer
+        if self.gradients + ended > begun:
+            held, others = self.gradients, dict.fromkeys(others, 0.0) | {"activations": ended}
+        found |= {"gradients": held, **others, "gathered": self.buffers}
         return {**found, "margin": MARGIN * sum(found.values())}
 
     def peak(self, rows: int) -> float:
@@ -107,8 +106,8 @@ def memory(job: Job, on: Layout) -> Memory:
     logits = min(CHUNK_TOKENS, job.row_tokens) * model.decoder.vocabulary * (4 + 2)
     return Memory(
         weights=size * sum(kinds[id(p)].local(p) for p in model.parameters()),
-        gradients=size * gradients,
-        optimizer=2 * size * sum(kinds[id(p)].local(p) for p in learns),
+        gradients=job.gradient_bytes * gradients,
+        optimizer=job.state_bytes * sum(kinds[id(p)].local(p) for p in learns),
         buffers=_buffers(job, on, kinds),
         copies=copies,
         row=sum(parts.values()),
@@ -185,7 +184,7 @@ def _buffers(job: Job, on: Layout, kinds: dict[int, Place]) -> float:
     units = [*model.vision.blocks, model.connector, *model.decoder.layers]
     inner = {id(p) for unit in units for p in unit.parameters()}
     outer = gathered(p for p in model.parameters() if id(p) not in inner)  # the root stays gathered
-    return 2 * size * outer + ((IN_FLIGHT - 1) * size + job.weight_bytes) * max(map(gathered, units))
+    return 2 * size * outer + ((IN_FLIGHT - 1) * size + 4) * max(map(gathered, units))
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,10 @@ def time(job: Job, on: Layout, card: Card, memory: Memory) -> Time:
     again = _again(job, work)
     slower = 1.0 if job.compiled else RATES["eager"].share
     compute = {kind: (work[kind] + again[kind]) / (RATES[kind].share * slower * card.tflops * 1e12) for kind in work}
-    # AdamW reads weight, gradient and two moments and writes back all but the gradient; clipping reads and writes it
-    moved = 7 / 3 * (memory.optimizer * 1.5) + 3 * memory.optimizer / 2
+    # The norm reads gradients; AdamW reads and writes all it keeps, reads gradients, writes weights, and reads them too
+    # where they have no masters.
+    reads = 2 * job.gradient_bytes + job.weight_bytes * (1 if job.masters and job.weight_bytes < 4 else 2)
+    moved = memory.optimizer * (2 + reads / job.state_bytes)
     compute["optimizer"] = moved / (RATES["optimizer"].share * card.memory_gb_s * 1e9)
     sent = _sent(job, on, memory, rows)
     speeds = _speeds(on, card)
@@ -82,7 +84,7 @@ def _again(job: Job, work: dict[str, float]) -> dict[str, float]:
 
 def _sent(job: Job, on: Layout, memory: Memory, rows: int) -> dict[str, float]:
     """Bytes that leave a GPU in a step."""
-    size, sums = job.gathered(on).itemsize, job.weight_bytes
+    size, sums = job.gathered(on).itemsize, 4
     gather = reduce = 0.0
     kinds = places(job.model, on)
     for parameter in job.model.parameters():
@@ -100,7 +102,7 @@ def _sent(job: Job, on: Layout, memory: Memory, rows: int) -> dict[str, float]:
     return {
         "all-gather": 2 * job.micro_batches * size * gather,  # forward, and again backward
         "reduce-scatter": sums * reduce,
-        "replicas": 2 * _ring(on.replicate) * memory.optimizer / 2,
+        "replicas": 2 * _ring(on.replicate) * sums * memory.optimizer / job.state_bytes,
         "experts": ways * _ring(on.experts) * visits * row / on.tensor,
         "tensor": turns * _ring(on.tensor) * row,
     }

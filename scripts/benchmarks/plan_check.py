@@ -76,6 +76,7 @@ def plan_check(
     size: Literal["full", "tiny"] = "full",
     gpu: str = "h200",
     compiled: bool = False,
+    weights: Literal["float32", "bfloat16"] = "float32",
     experts: int = 1,
     tensor: int = 1,
     repeats: int = 5,
@@ -93,6 +94,7 @@ def plan_check(
         size: ``tiny`` runs small ones on a CPU to see that everything does; their figures say nothing.
         gpu: The card as ``mm1-study plan --gpu`` knows it.
         compiled: Compile layers; half a minute more for each.
+        weights: As ``model.weights`` has it: under autocast, or with masters in the optimizer.
         experts: As ``trainer.strategy`` has it, on several GPUs.
         tensor: Likewise.
         repeats: Timed steps; the median counts.
@@ -115,10 +117,11 @@ def plan_check(
         shape = CONFIGURATIONS[name]
         axes = {"experts": experts if shape.experts else 1, "tensor": tensor}
         began = time.monotonic()
-        planned = _job(name, shape, size, gpus // tensor, compiled)
+        planned = _job(name, shape, size, gpus // tensor, compiled, weights)
         made = make(planned, layout(gpus, 1, None, **axes), CARDS[gpu], 1.0)
         thought_s = time.monotonic() - began
-        ms, peak = _measured(_job(name, shape, size, gpus // tensor, compiled), axes if gpus > 1 else None, repeats)
+        run = _job(name, shape, size, gpus // tensor, compiled, weights)
+        ms, peak = _measured(run, axes if gpus > 1 else None, repeats)
         lines.append(_line(name, planned, axes, made, ms, peak))
         if first:
             _tell(lines[-1], thought_s, time.monotonic() - began - thought_s)
@@ -131,7 +134,7 @@ def plan_check(
         dist.destroy_process_group()
 
 
-def _job(name: str, shape: Configuration, size: str, readers: int, compiled: bool) -> Job:
+def _job(name: str, shape: Configuration, size: str, readers: int, compiled: bool, weights: str) -> Job:
     vision: dict[str, Any] = {"name": "ViT-H-14-378-quickgelu", "checkpointing": shape.checkpointing}
     heads, row_tokens, images, tokens = 16, 4096, 16, 144
     if size == "tiny":
@@ -151,7 +154,9 @@ def _job(name: str, shape: Configuration, size: str, readers: int, compiled: boo
     }
     model = build({"class_path": "mm1.model.mm1.MM1", "init_args": parts})
     rows = shape.rows * readers
-    return Job(name, model, "bf16-mixed", compiled, row_tokens, images, rows, 1, steps=1)
+    lowered = weights == "bfloat16"
+    precision = "32-true" if lowered else "bf16-mixed"
+    return Job(name, model, precision, compiled, row_tokens, images, rows, 1, steps=1, lowered=lowered)
 
 
 class _Rows(lightning.LightningDataModule):
@@ -245,7 +250,8 @@ def _measured(of: Job, axes: dict[str, int] | None, repeats: int) -> tuple[float
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        objective = _Left(of.model, AdamW(lr=1e-5), compiled=of.compiled)
+        weights = "bfloat16" if of.lowered else "float32"
+        objective = _Left(of.model, AdamW(lr=1e-5), compiled=of.compiled, weights=weights)
         trainer.fit(objective, datamodule=_Rows(batch, of.model.decoder.vocabulary))
     peak = torch.cuda.max_memory_allocated() if cuda else 0
     worst = torch.tensor([1e3 * median(clock.times_s[WARM_UP - 1 :]), float(peak)], dtype=torch.float64)
@@ -259,7 +265,9 @@ def _measured(of: Job, axes: dict[str, int] | None, repeats: int) -> tuple[float
 def _line(name: str, of: Job, axes: dict[str, int], made: Any, ms: float, peak: float) -> dict[str, Any]:
     planned_gib, planned_ms, gib = made.peak_gib, 1e3 * made.time.step_s, peak / GIB
     numbers = sum(parameter.numel() for parameter in of.model.parameters())
+    weights = "bfloat16" if of.lowered else "float32"
     about = {"configuration": name, "parameters": numbers, "rows": made.rows, "compiled": of.compiled}
+    about |= {"weights": weights}
     line = {**about, "gpus": made.on.gpus, **axes, "peak_gib": round(gib, 2), "planned_gib": round(planned_gib, 2)}
     line |= {"memory_off": round(planned_gib / gib - 1, 3) if gib else "", "ms": round(ms, 1)}
     return line | {"planned_ms": round(planned_ms, 1), "time_off": round(planned_ms / ms - 1, 3)}

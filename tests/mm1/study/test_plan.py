@@ -62,6 +62,25 @@ def test_states_are_parameters_times_bytes() -> None:
     assert held.buffers == 0
 
 
+def test_weights_in_bfloat16_have_masters(tmp_path: Path) -> None:
+    config = yaml.safe_load(DENSE.read_text())
+    config["model"]["model"] = str((ROOT / "configs/model/tiny.yaml").resolve())
+    config["model"] |= {"weights": "bfloat16"}
+    config["model"]["optimizer"] |= {"states": "bfloat16"}
+    config["data"] = {"row_tokens": 128, "rows_per_step": 8, "images_per_row": 2}
+    (tmp_path / "lowered.yaml").write_text(yaml.safe_dump(config))
+    on = layout(1, 1, None, 1)
+    for micro_batches, gradient in ((1, 2), (2, 4)):
+        of = job(tmp_path / "lowered.yaml", micro_batches=micro_batches)
+        total, held = parameters(of.model).total, memory(of, on)
+        assert (held.weights, held.gradients, held.optimizer) == (2 * total, gradient * total, 8 * total)
+        assert held.copies == 0
+        card = CARDS["h100"]
+        moved = total * (gradient + gradient + 2 * 8 + 2)  # norm; gradient, states both ways, weight
+        spent = time(of, on, card, held).compute_s["optimizer"]
+        assert spent == pytest.approx(moved / (0.8 * card.memory_gb_s * 1e9))
+
+
 def test_ranks_share_weights_and_copies_do_not() -> None:
     of = job(DENSE, rows=8)
     one, four, copies = (memory(of, layout(*on, None, 1)) for on in ((1, 1), (4, 1), (4, 4)))
