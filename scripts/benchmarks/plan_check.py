@@ -250,8 +250,8 @@ def _measured(of: Job, axes: dict[str, int] | None, repeats: int) -> tuple[float
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        weights = "bfloat16" if of.lowered else "float32"
-        objective = _Left(of.model, AdamW(lr=1e-5), compiled=of.compiled, weights=weights)
+        lowered: dict[str, Any] = {"weights": "bfloat16"} if of.lowered else {}
+        objective = _Left(of.model, AdamW(lr=1e-5), compiled=of.compiled, **lowered)
         trainer.fit(objective, datamodule=_Rows(batch, of.model.decoder.vocabulary))
     peak = torch.cuda.max_memory_allocated() if cuda else 0
     worst = torch.tensor([1e3 * median(clock.times_s[WARM_UP - 1 :]), float(peak)], dtype=torch.float64)
