@@ -1,4 +1,4 @@
-"""Commands of ``mm1-eval`` that need no model: explain a score, write and grade results files, METEOR and SPICE."""
+"""Commands of ``mm1-eval`` that need no model: benchmarks, explanations, results files, tables, METEOR and SPICE."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from eval.prompts import Arm
 from eval.results import grade, submission
 from eval.scores import table
 from eval.store import Answer, read_answers
+from eval.task import offers
 
 
 def add(commands: Any) -> None:
@@ -36,7 +37,8 @@ def add(commands: Any) -> None:
     grading = ArgumentParser(description="Score a results file, whoever made it; pictures need not be there.")
     grading.add_argument("results", type=str, help='such as [{"question_id": 1, "answer": "red"}]')
     grading.add_argument("--task", type=str, required=True, help="such as vqav2/val")
-    for command in (handing, grading):
+    listing = ArgumentParser(description="Name the benchmarks of a data folder, without reading them.")
+    for command in (handing, grading, listing):
         command.add_argument("--data", type=str, required=True, help="folder with the benchmark as downloaded")
     laying = ArgumentParser(description="MM1's own tables: published rows beside ours, what is not comparable marked.")
     laying.add_argument(
@@ -50,6 +52,7 @@ def add(commands: Any) -> None:
     laying.add_argument("--form", type=Literal["markdown", "csv"] | None, default=None, help="default: by --out's name")
     laying.add_argument("--out", type=str | None, default=None, help="the file to write; printed if not given")
     commands.add_subcommand("table", laying, help="MM1's tables with ours beside")
+    commands.add_subcommand("tasks", listing, help="the benchmarks of a data folder")
     commands.add_subcommand("explain", explaining, help="how one answer got its score")
     commands.add_subcommand("submission", handing, help="a results file for an evaluation server")
     commands.add_subcommand("grade", grading, help="score a results file")
@@ -105,11 +108,16 @@ def _run_name(path: Path) -> str:
     return folder.parent.parent.name if folder.parent.name == "eval" else folder.name
 
 
+def _tasks(arguments: Namespace) -> None:
+    print("\n".join(offer.name for offer in offers(Data(Path(arguments.data)))))
+
+
 def _read(path: str) -> list[Answer]:
     return read_answers(Path(path) / "answers.jsonl" if Path(path).is_dir() else Path(path))
 
 
 DOES: dict[str, Callable[[Namespace], None]] = {
+    "tasks": _tasks,
     "explain": _explain,
     "submission": _submission,
     "grade": _grade,

@@ -41,6 +41,12 @@ def stored(folder: Path, answers: list[dict]) -> Path:
     return folder
 
 
+def test_the_benchmarks_of_a_folder_are_named_without_reading_them(mm1_eval, release: Path) -> None:
+    (release / "gqa/questions/testdev_balanced_questions.json").write_text("damaged")
+    told = mm1_eval("tasks", "--data", release).split()
+    assert {"gqa/testdev", "nocaps/val", "vqav2/test-dev", "textvqa/val-ocr"} <= set(told)
+
+
 VQA = {"question": "What colour?", "references": ["red"] * 3 + ["Dark  red."] * 7}
 
 
