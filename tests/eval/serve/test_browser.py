@@ -91,12 +91,10 @@ def _text(response: sync_api.Response) -> str:
 
 
 def choose(page: sync_api.Page, box: str, *files: Path) -> None:
-    before = page.locator(f"#{box} .thumbnail-item").count()
+    count = "([box, count]) => document.querySelectorAll(`#${box} .thumbnail-item`).length == count"
+    page.wait_for_function(count, arg=[box, 0])  # the last question's are gone
     page.set_input_files(f"#{box} input[type=file]", [str(file) for file in files])
-    page.wait_for_function(
-        "([box, count]) => document.querySelectorAll(`#${box} .thumbnail-item`).length == count",
-        arg=[box, before + len(files)],
-    )
+    page.wait_for_function(count, arg=[box, len(files)])
 
 
 def ask(page: sync_api.Page, question: str = ASKED) -> None:
