@@ -116,7 +116,7 @@ def _raw(contents: Contents, n: int, tokenizer: Tokenizer | None, settings: Sett
     each = [_usable(found, faults) for found in contents.found]
     words = settings.words
     cards = [
-        _card(replace(draft, items=tuple(words.applied(draft.items))), tokenizer)  # type: ignore[arg-type]
+        _card(replace(draft, items=tuple(words.applied(draft.items))), tokenizer)
         for draft in itertools.islice(_in_turn(each), n)
     ]
     return {

@@ -19,6 +19,7 @@ import yaml
 from torch import Tensor
 
 from mm1.errors import UserError
+from mm1.model.adapters import check_base, merged
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
 from mm1.model.pieces import AtRest, InPieces, Pieces, is_sharded
@@ -193,10 +194,24 @@ def _stored(found: Any, path: Path) -> Stored:
     }
     if any(isinstance(value, AtRest) for value in weights.values()):
         weights = InPieces(weights)
+    if "lora" in about:
+        weights = _with_base(weights, about["lora"], path)
     origin = about.get("origin")
     origin = origin if isinstance(origin, str) else None
     template = Template.of(about["template"], path) if "template" in about else None
     return Stored(about["model"], about["tokenizer"], weights, str(path), origin, template)
+
+
+def _with_base(adapters: Mapping[str, Tensor], about: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint that holds adapters alone."""
+    if not Path(about["base"]).exists():
+        raise UserError(
+            f"{path} holds adapters of {about['base']}, which is not there; expected the model that they were trained "
+            f"beside: put it back (mm1-convert export makes one folder of both)"
+        )
+    base = read(about["base"]).weights
+    check_base(about, base, path)
+    return merged(base, adapters, about)
 
 
 def _read_folder(path: Path) -> Stored:

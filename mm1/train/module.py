@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mm1.batch import Batch
 from mm1.errors import UserError
+from mm1.model.adapters import fingerprint
 from mm1.model.loss import LossSums
 from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
@@ -24,6 +25,7 @@ from mm1.model.stored import check_fits, read, upgrade
 from mm1.template import OURS, Template
 from mm1.train.adafactor import Adafactor
 from mm1.train.held_out import HeldOutLoss
+from mm1.train.lora import LoRA
 from mm1.train.masters import MasterAdamW
 from mm1.train.optim import AdamW, check_resumes
 from mm1.train.parallel import clip_gradients, gradient_norm, whole
@@ -38,6 +40,7 @@ class Objective(lightning.LightningModule):
         optimizer: Optimizer and schedule, rates by part.
         seed: Decides the initial weights.
         init_from: Checkpoint whose weights are taken over, with a new optimizer and schedule.
+        lora: Adapters to train in place of the weights of ``init_from``; everything is trained if not given.
         compiled: Compile layers with torch.compile; about 1.6 times as fast on a GPU after half a minute of compiling.
         weights: ``bfloat16`` computes with weights of that type, of which the optimizer keeps fp32 masters; routers
             stay in fp32. For ``trainer.precision: 32-true``, since nothing is left to lower.
@@ -50,12 +53,15 @@ class Objective(lightning.LightningModule):
         *,
         seed: int = 0,
         init_from: Path | None = None,
+        lora: LoRA | None = None,
         compiled: bool = False,
         weights: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.model = model
         self.optimizer = optimizer or AdamW()
+        self.lora = lora
+        self.adapted: dict[str, Any] = {}  # what checkpoints say of their adapters
         self.seed, self.init_from, self.compiled, self.weights = seed, init_from, compiled, weights
         self.template: Template | None = None  # of the conversations trained on, now or before
         self.origin_json: str | None = None  # of the parts that init_from was joined of
@@ -86,8 +92,10 @@ class Objective(lightning.LightningModule):
             self.model.init_weights(self.seed, whole)
             if self.trainer.ckpt_path is None and self.init_from is None:
                 self.model.load_pretrained()
-        if self.init_from is not None and self.trainer.ckpt_path is None:
+        if self.init_from is not None and (self.trainer.ckpt_path is None or self.lora) and not self.adapted:
             self._take_over(self.init_from)
+        if self.lora is not None and not self.adapted:
+            self._adapt(self.lora)
         if self.weights == "bfloat16":
             self._check_precision()
             lower(self.model)
@@ -134,6 +142,35 @@ class Objective(lightning.LightningModule):
         take_over(self.model, weights)
         self.origin_json = found.origin_json
         self.speak(found.template, path)
+
+    def _adapt(self, lora: LoRA) -> None:
+        if self.init_from is None:
+            raise UserError("model.lora adapts a trained model; expected --init_from CKPT, also when a run goes on")
+        if isinstance(self.trainer.strategy, Sharded):
+            raise UserError("model.lora is not made for sharded weights; expected trainer.strategy auto or ddp")
+        if self.weights == "bfloat16":
+            raise UserError("model.lora is not made for model.weights bfloat16; expected float32 (trainer.precision)")
+        marks = fingerprint(read(self.init_from).weights)  # as they lie there, whatever this run's picture size is
+        base = {"base": str(Path(self.init_from).resolve()), "fingerprint": marks}
+        lora.adapt(self.model, self.seed)
+        self.adapted = {**lora.record(), **base}
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What checkpoints hold: all, or what is trained beside a base, and buffers, which may change as well."""
+        state = self.state_dict()
+        still = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in state.items() if name not in still} if self.adapted else state
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of a model with adapters only what is trained, and whose they are."""
+        if self.adapted:
+            kept = self._kept().keys()
+            checkpoint["state_dict"] = {n: tensor for n, tensor in checkpoint["state_dict"].items() if n in kept}
+            checkpoint["mm1"]["lora"] = self.adapted
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Of a model with adapters the base is there already."""
+        return super().load_state_dict(state_dict, strict and not self.adapted, assign)
 
     def speak(self, before: Template | None, origin: object) -> None:
         """Settle in whose words the model is asked: those of the corpus, or else those it was tuned in ``before``.
@@ -264,7 +301,12 @@ class Objective(lightning.LightningModule):
             )
         upgrade(checkpoint)  # the first hook that sees it
         self.resumed_groups = checkpoint["optimizer_states"][0]["param_groups"]
-        check_fits(checkpoint["state_dict"], self.state_dict(), f"{path} does not fit model.model of this run")
+        check_fits(checkpoint["state_dict"], self._kept(), f"{path} does not fit model.model of this run")
+        if self.adapted != (about := checkpoint["mm1"].get("lora", {})):
+            raise UserError(
+                f"{path} has adapters {about or 'none'}, this run {self.adapted or 'none'}; a resumed run keeps them: "
+                f"restore model.lora and --init_from"
+            )
 
     def cpu(self) -> Objective:
         """Lightning's tidying up, after errors too; an empty model has nothing to bring back."""

@@ -41,6 +41,7 @@ ADDRESSES = {
     "py3langid": ["data_pipelines/steps/text.py"],
     "rensa": ["data_pipelines/steps/duplicates.py"],
     "gradio": ["eval/serve/"],
+    "peft": ["mm1/train/lora.py"],
     "ray": ["data_pipelines/engines.py"],
     "lm_eval": ["eval/adapters/lm.py"],
     "lmms_eval": ["eval/adapters/lmms.py"],
