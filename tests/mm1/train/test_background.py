@@ -325,17 +325,22 @@ def test_machines_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_second_checkpoint_waits_for_the_first(tmp_path: Path) -> None:
-    """Its memory is the same; and each is what its tensors were when it was asked for."""
+    """Its memory is the same; and each is what its tensors were when it was asked for, of which there may be others."""
     run, tensor = Run(tmp_path), torch.zeros(1000)
     run.last.parent.mkdir()
     background = Background(run, CPU, [], lambda step: None)
     for step in range(1, 6):
         tensor.fill_(step)
-        background.save(step, run.last, lambda: {"state_dict": {"a": tensor}, "optimizer_states": []})
+        others = {f"b{number}": torch.full((step,), float(number)) for number in range(step % 3)}
+        background.save(step, run.last, lambda o=others: {"state_dict": {"a": tensor, **o}, "optimizer_states": []})
         tensor.fill_(-1)
     background.wait()
     background.close()
     for step, path in run.all_kept().items():
-        assert torch.equal(Pieces(path).checkpoint(read=True)["state_dict"]["a"], torch.full((1000,), float(step)))
+        found = Pieces(path).checkpoint(read=True)["state_dict"]
+        assert torch.equal(found["a"], torch.full((1000,), float(step)))
+        assert {name: tensor.tolist() for name, tensor in found.items() if name != "a"} == {
+            f"b{number}": [float(number)] * step for number in range(step % 3)
+        }
     assert list(run.all_kept()) == [1, 2, 3, 4, 5]
     assert run.last.resolve() == run.kept(5)
