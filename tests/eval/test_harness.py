@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -315,3 +317,23 @@ def test_a_training_yaml_can_name_benchmarks_and_change_single_settings(data: Pa
         Benchmarks("nowhere")
     with pytest.raises(UserError, match="limit is 0"):
         Benchmarks(str(data), Settings(limit=0))
+
+
+@pytest.mark.slow
+def test_two_processes_answer_what_one_answers(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """By the door, as a user would: the same answers and scores, whoever came first."""
+    flags = ["--data", str(data), "--shots", "[0, 2]", "--captions.max_new_tokens", "4", "--max_positions", "512"]
+    flags += ["--vqa.decoding.temperature", "0.8", "--captions.decoding.beams", "2"]
+    found = {}
+    for processes in ("1", "2"):
+        out = tmp_path / processes
+        words = [sys.executable, "-m", "eval", "run", str(checkpoint), *flags, "--out", str(out)]
+        words += ["--processes", processes]
+        subprocess.run(words, cwd=Path(harness.__file__).parents[1], check=True, timeout=600)
+        found[processes] = {(a["task"], a["shots"], a["arm"], a["id"], a["seed"]): a for a in lines(out)}
+    assert found["1"].keys() == found["2"].keys()
+    for key, one in found["1"].items():
+        two = found["2"][key]
+        assert one["answer"] == two["answer"] or min(one["margin"], two["margin"]) < 1e-4
+    scores = [json.loads((tmp_path / n / "scores.json").read_text())["tasks"] for n in ("1", "2")]
+    assert scores[0] == scores[1]
