@@ -225,7 +225,7 @@ def chosen_tasks(data: str | Path, settings: Settings) -> list[Task]:
     """
     tasks = discover(Data(Path(data), settings.images, settings.max_missing_share), settings.tasks)
     if settings.choosing:
-        tasks = [replace(task, choosing=settings.choosing) for task in tasks]
+        tasks = [replace(task, choosing=settings.choosing) if task.kind == "choices" else task for task in tasks]
     return [task.limited(settings.limit, settings.seed) for task in tasks]
 
 

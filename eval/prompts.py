@@ -102,7 +102,7 @@ class Settings:
         features_mb: Memory for pictures already encoded, likewise.
         processes: Processes that answer, each on a GPU of its own; likewise.
         compiled: Compile the model's layers, likewise: pays on a GPU for some thousand questions.
-        choosing: Take one of several choices by ``likelihood`` or by ``letter``; null: as each benchmark does.
+        choosing: Answer multiple choice by ``likelihood`` or by ``letter``; null: as each benchmark does.
         images: Folders of pictures by benchmark, where they lie elsewhere than releases put them.
         max_missing_share: Share of a benchmark's questions whose pictures may be missing; more, and it is refused.
         mask_experts: Experts that fail while the model is asked, such as ``3:0,1;5:7``: experts 0 and 1 of decoder

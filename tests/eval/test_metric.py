@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.harness import chosen_tasks, evaluate
 from eval.metrics.cider import CiderScore
 from eval.metrics.interval import interval, interval_of
 from eval.metrics.metric import Metric, metric_class
+from eval.prompts import Settings
 from eval.scores import by_shots, rescore
+from eval.store import Answers
 from eval.task import Query, Task
+from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
+from mm1.model.mm1 import MM1
 
 
 class Share(Metric):
@@ -86,3 +91,31 @@ def test_choices_by_letter_stand_in_the_question() -> None:
     asked = task.asked(query)
     assert (asked.question, asked.answer, asked.choices) == ("Which?\nA. blue\nB. red", "B", ())
     assert Task("t", "choices", (query,)).asked(query) is query
+
+
+@pytest.mark.parametrize("choosing", ["likelihood", "letter"])
+def test_choices_are_taken_by_likelihood_or_read_from_an_answer(
+    choosing: str, data: Path, model: MM1, tokenizer: Tokenizer
+) -> None:
+    pictures = [data / f"captions_eval/images/{at}.png" for at in range(3)]
+    queries = [
+        Query(str(at), picture, "Which?", ("red",), "red", choices=("blue", "red"))
+        for at, picture in enumerate(pictures)
+    ]
+    task = Task("t", "choices", tuple(queries), metric="choice", choosing=choosing)
+    answers = Answers(None, "")
+    evaluate(model, tokenizer, [task], Settings(shots=(0, 1), arms=("sighted",)), answers)
+    for answer in answers.found.values():
+        assert answer["prompt"].endswith("Answer:")
+        assert ("A. blue\nB. red" in answer["prompt"]) == (choosing == "letter")
+        if choosing == "likelihood":
+            assert answer["answer"] in ("A. blue", "B. red")
+            assert answer["score"] == 100 * (answer["answer"] == "B. red")
+        if answer["shots"]:
+            shown = {"likelihood": "Answer: red", "letter": "Answer: B"}[choosing]
+            assert shown in answer["prompt"]
+
+
+def test_words_that_a_prompt_defines_are_never_chosen_by_letter(data: Path) -> None:
+    [task] = chosen_tasks(data, Settings(tasks=("icl",), choosing="letter"))
+    assert task.choosing == "likelihood"
