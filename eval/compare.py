@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from eval.scores import Asked, aligned, asked, mean, metric_of, paired
+from eval.scores import DAGGER, Asked, aligned, asked, mean, metric_of, paired
 from eval.store import Answer
 from mm1.errors import UserError
 
@@ -25,6 +25,7 @@ class Difference:
         theirs: Mean score of the second.
         difference: First minus second.
         interval: 95 % of it, over pictures, and over seeds of demonstrations where there are several.
+        dropped: Whether an answer on either side was asked with fewer demonstrations, for want of context.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Difference:
     theirs: float
     difference: float
     interval: tuple[float, float]
+    dropped: bool = False
 
 
 def compare(
@@ -67,8 +69,9 @@ def told(differences: list[Difference]) -> str:
     for row in differences:
         ends = f"{row.interval[0]:+.1f} to {row.interval[1]:+.1f}"
         means = [f"{row.ours:.1f}", f"{row.theirs:.1f}", f"{row.difference:+.1f}"]
-        lines.append([row.task, str(row.n), str(row.shots), *means, ends])
-    return "\n".join(aligned(lines))
+        lines.append([row.task, str(row.n), str(row.shots) + DAGGER * row.dropped, *means, ends])
+    lost = [f"{DAGGER} some answers had fewer demonstrations: their prompts exceeded the context"]
+    return "\n".join([*aligned(lines), *lost * any(row.dropped for row in differences)])
 
 
 def _by_task(answers: list[Answer], arm: str) -> dict[tuple[str, int], dict[Asked, Answer]]:
@@ -100,4 +103,5 @@ def _difference(task: str, shots: int, ours: dict[Asked, Answer], theirs: dict[A
     assert difference is not None
     assert ends is not None
     n = len({answer["id"] for answer, _ in both})
-    return Difference(task, shots, n, means[0], means[1], difference, (ends[0], ends[1]))
+    lost = any(answer.get("dropped") for answers in both for answer in answers)
+    return Difference(task, shots, n, means[0], means[1], difference, (ends[0], ends[1]), lost)

@@ -20,6 +20,8 @@ LEGEND = (
     "*shots*: more than with 0 shots; both question by question, with 95 % intervals of a bootstrap over pictures."
 )
 
+DROPPED = "† Some prompts exceeded the context and lost their earliest demonstrations."
+
 
 @dataclass(frozen=True)
 class Model:
@@ -80,7 +82,8 @@ def markdown(models: Sequence[Model], without_pictures: Sequence[Path] = ()) -> 
         cells = [_label(key, found), _n(found, key), *(_cell(entries.get(key)) for entries in found)]
         cells += [_unseen(never.get(key))] if never else []
         lines.append(_line([*cells, *(score(_baseline(found, key, name)) for name in given)]))
-    return "\n".join([*lines, "", LEGEND, *_overlaps(models)])
+    lost = any(entry.at.get("dropped") for entries in found for entry in entries.values())
+    return "\n".join([*lines, "", LEGEND, *[DROPPED] * lost, *_overlaps(models)])
 
 
 def read(model: Model) -> dict[Key, Entry]:
@@ -129,7 +132,8 @@ def _cell(entry: Entry | None) -> str:
     """**31.2** / 9.8, and what of it sight and demonstrations are worth."""
     if entry is None or entry.at["sighted"] is None:
         return "–"
-    lines = [f"**{score(entry.at['sighted'])}** / {score(entry.at['blind'])}"]
+    dagger = "†" * bool(entry.at.get("dropped"))
+    lines = [f"**{score(entry.at['sighted'])}**{dagger} / {score(entry.at['blind'])}"]
     if ends := entry.at.get("interval"):
         lines.append(f"<sub>{score(ends[0])} to {score(ends[1])}</sub>")
     for name, told in (("gain", "sight"), ("over_zero_shot", "shots")):

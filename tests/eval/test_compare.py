@@ -35,6 +35,15 @@ def test_seeds_are_paired_and_one_stands_beside_all() -> None:
         compare(second, [{**answer, "seed": answer["seed"] + 2} for answer in second])
 
 
+def test_dropped_demonstrations_are_marked_on_either_side() -> None:
+    lost = [{**answer, "dropped": ["d"] * (answer["id"] == "a1")} for answer in FIRST]
+    for pair in ((FIRST, lost), (lost, FIRST)):
+        lines = told(compare(*pair)).splitlines()
+        assert lines[1].split()[2] == "0†"
+        assert lines[2] == "† some answers had fewer demonstrations: their prompts exceeded the context"
+    assert "†" not in told(compare(FIRST, FIRST))
+
+
 def test_arms_are_chosen_on_both_sides_and_only_shots_of_both_are_shown() -> None:
     second = said({"a1": 0, "a2": 0, "b1": 0, "b2": 0}, "blank") + said({"a1": 50}, "sighted", shots=8)
     [row] = compare(FIRST + said({"a1": 0}, shots=4), second, other_arm="blank")

@@ -34,6 +34,20 @@ def test_demonstrations_depend_on_seed_and_id_alone(data: Path) -> None:
     assert {query.id: Demonstrations(task, seed=4).of(query, 4) for query in task.queries} != each
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+def test_any_number_of_ranks_draws_the_same(data: Path, ranks: int) -> None:
+    """Each rank has every n-th question and draws for itself, in any order."""
+    for name in ("captions/mini", "vqa/mini", "vqa/daquar"):
+        task = task_of(data, name)
+        alone = {query.id: Demonstrations(task, 5).of(query, 3) for query in task.queries}
+        together = {}
+        for rank in range(ranks):
+            share = replace(task, queries=task.queries[rank::ranks], everything=task.queries)
+            draws = Demonstrations(share, 5)
+            together |= {query.id: draws.of(query, 3) for query in reversed(share.queries)}
+        assert together == alone
+
+
 def test_a_limit_changes_neither_demonstrations_nor_swaps(data: Path) -> None:
     task = task_of(data, "vqa/mini")
     limited = task.limited(1, seed=0)

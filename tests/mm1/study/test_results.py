@@ -102,3 +102,10 @@ def test_the_door_prints_or_writes(tmp_path: Path, monkeypatch, capsys) -> None:
             call(*words)
         assert exit.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_score_with_dropped_demonstrations_is_marked(tmp_path: Path) -> None:
+    lost = at(40, 30, dropped={"answers": 3, "demonstrations": 7})
+    text = markdown([Model("Dense", (scores(tmp_path, {"8": at(41, 31), "32": lost}),))])
+    assert [row[2] for row in rows(text)[2:]] == ["**41.0** / 31.0", "**40.0**† / 30.0"]
+    assert "† Some prompts exceeded the context" in text
