@@ -29,7 +29,7 @@ from mm1.train.lora import LoRA
 from mm1.train.masters import MasterAdamW
 from mm1.train.optim import AdamW, check_resumes
 from mm1.train.parallel import clip_gradients, gradient_norm, whole
-from mm1.train.strategy import Sharded, take_over
+from mm1.train.strategy import Sharded, reader, take_over
 
 
 class Objective(lightning.LightningModule):
@@ -105,6 +105,11 @@ class Objective(lightning.LightningModule):
 
     def _check_precision(self) -> None:
         precision = self.trainer.precision
+        if isinstance(self.trainer.strategy, Sharded):
+            raise UserError(
+                "model.weights is bfloat16 and trainer.strategy shares the model among ranks; expected float32 and "
+                "trainer.precision: bf16-mixed, under which ranks gather and compute in bfloat16 with masters at rest"
+            )
         if precision != "32-true":
             raise UserError(
                 f"model.weights is bfloat16 and trainer.precision {precision}; expected 32-true beside it: weights are "
@@ -317,13 +322,16 @@ class Objective(lightning.LightningModule):
         return any(parameter.is_meta for parameter in self.model.parameters())
 
     def over_hosts(self, values: Sequence[float]) -> list[float]:
-        """The sums over all ranks of what their hosts know, without a word to any device."""
+        """The sums over all ranks of what their hosts know, without a word to any device.
+
+        Ranks that read the same rows count as one, so that a word of one of them is a share of one.
+        """
         if self.trainer.world_size == 1:
             return list(values)
         self.hosts = self.hosts or torch.distributed.new_group(backend="gloo")
         summed = torch.tensor(values, dtype=torch.float64, device="cpu")
         torch.distributed.all_reduce(summed, group=self.hosts)
-        return summed.tolist()
+        return (summed * reader(self.trainer.strategy)[1] / self.trainer.world_size).tolist()
 
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks."""

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 import mm1
+from mm1.errors import UserError
 from tests.conftest import fit, run_config
 from tests.mm1.train.test_parallel import on_ranks
 
@@ -115,3 +116,14 @@ def test_weights_are_taken_over(corpus: Path, tmp_path: Path) -> None:
     config["model"]["seed"] = 1
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     assert_alike(fit_on(2, tmp_path / "second", config, "--init_from", str(last)), first)
+
+
+def test_lowered_weights_are_not_shared(corpus: Path, tmp_path: Path) -> None:
+    config = sharded(corpus, 1)
+    config["model"]["weights"] = "bfloat16"
+    on_ranks(1, _refused, tmp_path, config, joined=False)
+
+
+def _refused(rank: int, folder: Path, config: dict[str, Any]) -> None:
+    with pytest.raises((UserError, SystemExit), match=r"expected float32 and trainer\.precision: bf16-mixed|2"):
+        fit(folder, config)
