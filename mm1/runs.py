@@ -28,6 +28,8 @@ of training), ``positions`` and ``flops`` (both cumulative), and the named numbe
              mix/documents/<source>  mix/rows/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>
                                                                        realised shares since the start
              epochs/<source>                                           how often each source was read through
+             seconds/{encoder,connector,decoder,loss,optimizer}        of the line's step, forwards and backwards
+             data_wait                                                 share of the time in which data was waited for
     val      loss  loss/<source>  sight_gap  sight_gap/<source>       blind minus sighted held-out loss, nats a token
     experts  what the routers of a sparse decoder did in the steps since the line before, see below
     eval     eval/<task>, one number each: benchmarks on the way, if the run has any

@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -169,6 +170,7 @@ class Loader:
 
     def __init__(self, source: Windows | HeldOut, workers: int, timeout_s: float = 0) -> None:
         self.source, self.timeout_s = source, timeout_s
+        self.waited_s = 0.0  # by whoever asked for the next batch
         self.loader: DataLoader[Any] = DataLoader(
             source,
             batch_size=None,
@@ -192,7 +194,7 @@ class Loader:
         # what ends with this process has to end by force, since workers do not listen to the signal that Python sends
         end = Finalize(None, _kill, args=(getattr(fetching, "_workers", ()),), exitpriority=10)
         try:
-            for fetched in fetching:
+            while (fetched := self._timed(fetching)) is not None:
                 yield from fetched if isinstance(fetched, list) else [fetched]
         except RuntimeError as error:
             if "DataLoader timed out" in str(error):
@@ -205,6 +207,14 @@ class Loader:
             raise UserError(stack_trace[-1].partition("Error: ")[2]) from None
         finally:
             end.cancel()
+
+    def _timed(self, fetching: Iterator[Any]) -> Any:
+        """The next of the fetched batches, None after the last."""
+        begun_s = time.monotonic()
+        try:
+            return next(fetching, None)
+        finally:
+            self.waited_s += time.monotonic() - begun_s
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:

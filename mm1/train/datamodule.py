@@ -131,7 +131,8 @@ class MM1Data(lightning.LightningDataModule):
             threads=self.threads,
             shards=self.shards,
         )
-        return Loader(windows, self.workers, self.timeout_s)
+        self.loader = Loader(windows, self.workers, self.timeout_s)
+        return self.loader
 
     def val_dataloader(self) -> Loader:
         """This rank's validation batches, the same every time."""

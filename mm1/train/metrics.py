@@ -21,6 +21,7 @@ from mm1.batch import IMAGE, Batch
 from mm1.model.count import Flops, flops, parameters
 from mm1.model.moe.layer import Mixture
 from mm1.runs import Run
+from mm1.train.clock import Clock
 from mm1.train.datamodule import MM1Data
 from mm1.train.module import Objective
 from mm1.train.routing_watch import RoutingWindow, WatchRouting
@@ -103,12 +104,33 @@ class Metrics(Callback):
         self.shape = [0, 0, 0]  # rows, positions, pictures; on the host, since bringing numbers to a GPU waits for it
         self.logged = (self.time_s, self._positions(), self._spent())
         layers = enumerate(pl_module.model.decoder.layers)
+        self.clock, self.waited_s = Clock(pl_module.model, pl_module.device), 0.0
         self.routing = RoutingWindow([i for i, layer in layers if isinstance(layer.ffn, Mixture)], self.sources)
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leave out the time since the last step: it was not spent on training."""
         self.mark_s = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Time the step of a line from its first micro-batch."""
+        if batch_idx % trainer.accumulate_grad_batches == 0 and self._is_due(trainer, trainer.global_step + 1):
+            self.clock.start()
+
+    def on_before_backward(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor
+    ) -> None:
+        """The loss is there."""
+        self.clock.mark("loss")
+
+    def on_after_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The encoder's gradients come last."""
+        self.clock.mark("encoder")
+
+    def _is_due(self, trainer: lightning.Trainer, step: int) -> bool:
+        return step % self.every_n_steps == 0 or step == trainer.max_steps
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the line of a validation."""
@@ -133,6 +155,7 @@ class Metrics(Callback):
     ) -> None:
         """Count the micro-batch; at the end of a step, add up ranks, and write when it is time."""
         assert isinstance(pl_module, Objective)
+        self.clock.mark("optimizer")
         self.step += torch.cat([self._flops_of(batch), _counts(batch).flatten()])
         rows, images = batch.tokens_BT.shape[0], batch.images_ICHW.shape[0]
         self.shape = [
@@ -145,7 +168,7 @@ class Metrics(Callback):
         self.sums += step
         assert pl_module.step_sums is not None
         self.routing.add(pl_module.step_sums)
-        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+        if self._is_due(trainer, trainer.global_step):
             self._log(trainer, pl_module, step)
         now_s = time.monotonic()
         self.time_s, self.mark_s = self.time_s + now_s - self.mark_s, now_s
@@ -160,16 +183,20 @@ class Metrics(Callback):
         now = (time_s, self._positions(), self._spent())
         seconds, positions, spent = (after - before for after, before in zip(now, self.logged, strict=True))
         self.logged = now
+        waited_s = trainer.datamodule.loader.waited_s  # type: ignore[attr-defined]
         values = {
             **losses,
             **self.rates,
             "positions_per_s": positions / max(1e-9, seconds),
             "tflops": spent / max(1e-9, seconds) / trainer.world_size / 1e12,
+            **{f"seconds/{part}": value for part, value in self.clock.stop().items()},
+            "data_wait": (waited_s - self.waited_s) / max(1e-9, seconds),
             "padding": 1 - counted / places,
             "images_per_row": images / rows,
             **self._mix(),
             **{f"epochs/{source}": value for source, value in self.epochs.items()},
         }
+        self.waited_s = waited_s
         self._write(trainer, "train", values, time_s)
         if routing := self.routing.read(module.over_ranks):
             self._write(trainer, "experts", routing, time_s)

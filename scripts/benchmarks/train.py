@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.nn.functional import normalize
 
 from benchmarks.contestants.assembled import Assembled, Size
 from benchmarks.machine import RESULTS, append, machine, versions
 from benchmarks.moe import Step, measured
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.errors import UserError
+from mm1.model import add_norm
 from mm1.model.build import build
 from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
+from mm1.train.clock import PARTS, Clock
 from mm1.train.masters import MasterAdamW, States
 from mm1.train.module import lower
 from mm1.train.parallel import gradient_norm
@@ -52,7 +54,7 @@ def train(
         rows: Rows of a step, of 4,096 positions and 16 pictures each.
         checkpointing: Recompute layers of decoder and encoder in the backward pass.
         contestants: Some of them.
-        split: Time the parts of our step as well.
+        split: Print where a step of ours goes.
         repeats: Timed steps of each; the median counts.
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
@@ -63,7 +65,8 @@ def train(
     card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     about = {**machine(), "card": card, **versions("torch", "triton", "transformers")}
     shape, lines, peer = SIZES[size], [], 0.0
-    known = dict(_contestants(shape, device, rows, checkpointing))
+    clocks: list[tuple[Step, Clock]] = []
+    known = dict(_contestants(shape, device, rows, checkpointing, clocks))
     wrong = [name for name in contestants or () if name not in known]
     if wrong:
         raise UserError(f"no contestant {wrong[0]}; expected some of {', '.join(known)} (contestants)")
@@ -71,6 +74,7 @@ def train(
         if contestants is not None and name not in contestants:
             continue
         torch._dynamo.reset()
+        clocks.clear()
         found = measured(make, device, repeats)
         if isinstance(found, str):
             print(f"{name:44} {found}", flush=True)
@@ -86,9 +90,11 @@ def train(
         )
         line = {"size": size, "rows": rows, "checkpointing": checkpointing, "contestant": name, "ms": round(ms, 2)}
         line |= {"tflops": round(tflops), "positions_s": round(rows * shape.row_tokens / ms * 1e3)}
+        parts = _split(*clocks[0], repeats) if split and clocks else dict.fromkeys(PARTS, math.nan)
+        line |= {f"{part}_ms": round(1e3 * seconds, 2) for part, seconds in parts.items()}
+        if split and clocks:
+            print("    " + ", ".join(f"{part} {1e3 * seconds:.1f} ms" for part, seconds in parts.items()), flush=True)
         lines.append({**about, **line, "peak_gib": round(peak / 2**30, 2), "note": note})
-    if split:
-        _print_split(shape, device, rows, checkpointing, repeats)
     if lines:
         print(append(results / "train.csv", lines))
 
@@ -104,13 +110,16 @@ def step_flops(size: Size, rows: int) -> float:
 
 
 def _contestants(
-    size: Size, device: torch.device, rows: int, checkpointing: bool
+    size: Size, device: torch.device, rows: int, checkpointing: bool, clocks: list[tuple[Step, Clock]]
 ) -> Iterator[tuple[str, Callable[[], Step]]]:
     for name, compiled in (("peer", False), ("peer, compiled", True)):
         yield name, partial(_peer, size, device, rows, checkpointing, compiled)
-    ours = partial(_ours, size, device, rows, checkpointing)
+    ours = partial(_ours, size, device, rows, checkpointing, clocks)
     yield "ours, bf16 states, whole rows", partial(ours, compiled=True, masters=False, documents=False)
     yield "ours, fp32 masters, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
+    fused = partial(ours, compiled=True, fused=True)
+    yield "ours, bf16 states, whole rows, fused norms", partial(fused, masters=False, documents=False)
+    yield "ours, fp32 masters, documents, fused norms", partial(fused, masters=True, documents=True)
     yield "ours, the same, not compiled", partial(ours, compiled=False, masters=True, documents=True)
 
 
@@ -183,12 +192,15 @@ def _ours(
     device: torch.device,
     rows: int,
     checkpointing: bool,
+    clocks: list[tuple[Step, Clock]],
     *,
     compiled: bool,
     masters: bool,
     documents: bool,
+    fused: bool = False,
 ) -> Step:
     torch.manual_seed(0)
+    add_norm.FUSED = fused
     model = our_model(size, device, checkpointing)
     model.decoder.across_documents = not documents
     lower(model)
@@ -201,59 +213,25 @@ def _ours(
 
     def step() -> None:
         sums = model.losses(batch)
+        clock.mark("loss")
         (sums.cross_entropy / sums.targets).backward()
+        clock.mark("encoder")
         if masters:
             optimizer.scale = (1.0 / (gradient_norm(model.parameters()) + 1e-6)).clamp(max=1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    clock = Clock(model, device)
+    clocks.append((step, clock))
     return step
 
 
-def _print_split(size: Size, device: torch.device, rows: int, checkpointing: bool, repeats: int) -> None:
-    """Forward and backward of each part alone; together they are more than a step, in which the parts overlap."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    model, batch = our_model(size, device, checkpointing), our_batch(size, device, rows, True)
-    model.compile_parts()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def low() -> Any:
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-
-    with torch.no_grad(), low():
-        pixels = normalize(batch.images_ICHW.float(), dim=1)
-        patches = model.vision(pixels)
-        features = model.connector(patches)
-        x_BTD = model.embed(batch.tokens_BT, features)
-    leaves = {name: t.detach().float().requires_grad_() for name, t in (("patches", patches), ("x", x_BTD))}
-
-    def through(run: Callable[[], torch.Tensor]) -> None:
-        with low():
-            y = run()
-        y.backward(torch.ones_like(y))
-
-    def decode() -> torch.Tensor:
-        return model.decoder(leaves["x"], batch.segments_BT, batch.positions_BT).hidden_BTD
-
-    with torch.no_grad(), low():
-        hidden = decode()
-    hidden = hidden.detach().requires_grad_()
-
-    def score() -> torch.Tensor:
-        from mm1.model.loss import cross_entropy_sum
-
-        learned = batch.targets_BT >= 0
-        return cross_entropy_sum(hidden[learned], model.decoder.head_VD, batch.targets_BT[learned])[0]
-
-    parts: dict[str, Step] = {
-        "encoder": partial(through, lambda: model.vision(pixels)),
-        "connector": partial(through, lambda: model.connector(leaves["patches"])),
-        "decoder": partial(through, decode),
-        "loss": partial(through, score),
-        "clipping": lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True) and None,
-        "optimizer": lambda: optimizer.step() and None,
-    }
-    for name, run in parts.items():
-        found = measured(lambda run=run: run, device, repeats)
-        print(f"    {name:12} " + (found if isinstance(found, str) else f"{found[0]:8.1f} ms"), flush=True)
+def _split(step: Step, clock: Clock, repeats: int) -> dict[str, float]:
+    """Seconds of each part of a step, by the clock that training runs have."""
+    found = []
+    for _ in range(repeats):
+        clock.start()
+        step()
+        clock.mark("optimizer")
+        found.append(clock.stop())
+    return {part: median(times[part] for times in found) for part in PARTS}
