@@ -178,7 +178,10 @@ def _spread_experts(model: nn.Module, on: Meshes, way: Way, low: torch.dtype | N
                 layer.router.home = mesh[EXPERTS].get_local_rank() * layer.router.nodes // mesh[EXPERTS].size()
         if mesh[REST].size() > 1 or mesh[REPLICATE].size() > 1 or low is not None:
             placement = Shard(1) if shared else Shard(0)
-            cut_by = {"shard_placement_fn": lambda _, at=placement: at, "reshard_after_forward": mesh[REST].size() > 1}
+            cut_by: dict[str, Any] = {
+                "shard_placement_fn": lambda _, at=placement: at,
+                "reshard_after_forward": mesh[REST].size() > 1,
+            }
             _fully_shard(layer.experts, _data(mesh, REST), low, **cut_by)
         else:
             apart |= {*layer.experts.parameters()}
