@@ -165,6 +165,7 @@ class _Rows(lightning.LightningDataModule):
     def __init__(self, batch: Batch, vocabulary: int) -> None:
         super().__init__()
         self.batch = batch
+        self.template = None
         self.tokenizer = SimpleNamespace(vocabulary=vocabulary)
         self.recipe = SimpleNamespace(names=batch.sources, corpus=Path("generated"), rows_per_step=len(batch.tokens_BT))
 
