@@ -6,6 +6,7 @@
     python scripts/benchmark.py moe_kernels        # its pieces beside torch's operators, needs a GPU
     python scripts/benchmark.py decoder            # a step of a sparse decoder beside its dense twin, needs a GPU
     python scripts/benchmark.py train              # a whole training step beside its peer, needs a GPU
+    python scripts/benchmark.py mix                # the same on packed rows of a mix, needs a GPU
     python scripts/benchmark.py plan_check         # what mm1-study plan says beside what runs take, needs a GPU
     python scripts/benchmark.py checkpoint         # how long a checkpoint of 2B stops training, needs a GPU
     python scripts/benchmark.py generate           # eight-shot captioning beside transformers' generate, needs a GPU
@@ -27,6 +28,7 @@ from benchmarks.checkpoint import checkpoint  # noqa: E402
 from benchmarks.data import data  # noqa: E402
 from benchmarks.experts_parallel import experts  # noqa: E402
 from benchmarks.generate import generate  # noqa: E402
+from benchmarks.mix import mix  # noqa: E402
 from benchmarks.moe import moe  # noqa: E402
 from benchmarks.moe_kernels import moe_kernels  # noqa: E402
 from benchmarks.pipeline import pipeline  # noqa: E402
@@ -52,6 +54,7 @@ def main() -> None:
         "scale": scale,
         "plan_check": plan_check,
         "train": train,
+        "mix": mix,
         "checkpoint": checkpoint,
         "generate": generate,
     }
