@@ -24,7 +24,9 @@
 Lines of ``metrics.jsonl`` carry ``split`` (``train``, ``val``, ``experts`` or ``eval``), ``step``, ``time_s`` (seconds
 of training), ``positions`` and ``flops`` (both cumulative), and the named numbers:
 
-    train    loss  loss/<source>  balance  z  lr/<part>  positions_per_s  tflops (of a rank)  padding  images_per_row
+    train    loss  loss/<source>  balance  z  lr/<part>  positions_per_s  padding  images_per_row
+             tflops  mfu      of a rank: FLOPs that the model needs, towers and active experts, none for recomputing,
+                              and as a share of the card's best in bf16, where that is known
              mix/documents/<source>  mix/rows/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>
                                                                        realised shares since the start
              epochs/<source>                                           how often each source was read through

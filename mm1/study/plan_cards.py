@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from mm1.errors import UserError, at_least
+from mm1.peak import PEAK_TFLOPS
 
 GIB = 2**30
 
@@ -45,11 +46,21 @@ class Card:
 # NVIDIA's data sheets of the SXM cards; NVLink's total halved for one way; a network port for each GPU, as in DGX
 # machines (400 and 200 Gbit/s). Memory is what the driver leaves of 80 or 141 GB, in GiB.
 CARDS = {
-    "h100": Card(name="H100 SXM", memory_gib=79.1, tflops=989, memory_gb_s=3350, node_gb_s=450, net_gb_s=50),
-    "h200": Card(
-        name="H200 SXM", memory_gib=139.8, tflops=989, memory_gb_s=4800, node_gb_s=450, net_gb_s=50, measured=True
+    "h100": Card(
+        name="H100 SXM", memory_gib=79.1, tflops=PEAK_TFLOPS["H100"], memory_gb_s=3350, node_gb_s=450, net_gb_s=50
     ),
-    "a100-80": Card(name="A100 SXM 80GB", memory_gib=79.1, tflops=312, memory_gb_s=2039, node_gb_s=300, net_gb_s=25),
+    "h200": Card(
+        name="H200 SXM",
+        memory_gib=139.8,
+        tflops=PEAK_TFLOPS["H200"],
+        memory_gb_s=4800,
+        node_gb_s=450,
+        net_gb_s=50,
+        measured=True,
+    ),
+    "a100-80": Card(
+        name="A100 SXM 80GB", memory_gib=79.1, tflops=PEAK_TFLOPS["A100"], memory_gb_s=2039, node_gb_s=300, net_gb_s=25
+    ),
 }
 
 

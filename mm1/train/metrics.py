@@ -20,6 +20,7 @@ from mm1 import __version__
 from mm1.batch import IMAGE, Batch
 from mm1.model.count import Flops, flops, parameters
 from mm1.model.moe.layer import Mixture
+from mm1.peak import peak_tflops
 from mm1.runs import Run
 from mm1.train.clock import Clock
 from mm1.train.datamodule import MM1Data
@@ -188,7 +189,7 @@ class Metrics(Callback):
             **losses,
             **self.rates,
             "positions_per_s": positions / max(1e-9, seconds),
-            "tflops": spent / max(1e-9, seconds) / trainer.world_size / 1e12,
+            **_speed(spent / max(1e-9, seconds) / trainer.world_size / 1e12, module.device),
             **{f"seconds/{part}": value for part, value in self.clock.stop().items()},
             "data_wait": (waited_s - self.waited_s) / max(1e-9, seconds),
             "padding": 1 - counted / places,
@@ -276,6 +277,12 @@ def _counts(batch: Batch) -> Tensor:
     part_BT = valid_BT / valid_BT.sum(1, keepdim=True).clamp(min=1)
     columns = torch.stack([first_BT, part_BT, valid_BT & ~image_BT, image_BT, valid_BT], dim=-1).double()
     return counts.index_add(0, batch.sources_BT.flatten(), columns.flatten(0, 1))
+
+
+def _speed(tflops: float, device: torch.device) -> dict[str, float]:
+    """FLOPs that the model needs, a second, and what share of the device's best they are, where that is known."""
+    peak = peak_tflops(_device(device))
+    return {"tflops": tflops} | ({} if peak is None else {"mfu": tflops / peak})
 
 
 def _device(device: torch.device) -> str:

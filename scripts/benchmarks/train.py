@@ -21,6 +21,7 @@ from mm1.model import add_norm
 from mm1.model.build import build
 from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
+from mm1.peak import peak_tflops
 from mm1.train.clock import PARTS, Clock
 from mm1.train.masters import MasterAdamW, States
 from mm1.train.module import lower
@@ -32,7 +33,6 @@ SIZES = {
     "tiny": Size(64, 2, 2, 128, 64, 2, 2, 56, 14, 256, 2, 4),
 }
 VOCABULARY = 32064
-PEAK_TFLOPS = 989.0  # of an H100 or H200 in bf16, dense, as published
 DOCUMENT_TOKENS = 512
 
 
@@ -83,7 +83,7 @@ def train(
         peer = ms if name == "peer, compiled" else peer
         tflops = step_flops(shape, rows) / ms / 1e9
         print(
-            f"{name:44} {ms:8.1f} ms {tflops:6.0f} TFLOP/s, {tflops / PEAK_TFLOPS:.2f} of {PEAK_TFLOPS:.0f}, "
+            f"{name:44} {ms:8.1f} ms {tflops:6.0f} TFLOP/s, MFU {tflops / (peak_tflops(card) or math.inf):.2f}, "
             f"{rows * shape.row_tokens / ms * 1e3:8.0f} positions/s, {peak / 2**30:5.1f} GiB"
             + (f", {peer / ms:.2f} x the compiled peer" if peer else ""),
             flush=True,

@@ -10,6 +10,7 @@ import torch
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.model.build import build
 from mm1.model.mm1 import MM1
+from mm1.peak import peak_tflops
 from mm1.train.clock import PARTS, Clock
 from tests.conftest import IMAGE_PX, IMAGE_TOKENS, fit, run_config, tiny_model
 
@@ -70,3 +71,9 @@ def test_nothing_is_timed_that_was_not_asked_for(made, batch):
     made.losses(batch).cross_entropy.backward()
     clock.mark("optimizer")
     assert clock.stop() == {}
+
+
+def test_the_share_of_a_cards_best_is_known_by_its_name():
+    assert peak_tflops("NVIDIA H200") == peak_tflops("NVIDIA H100 80GB HBM3") == 989
+    assert peak_tflops("NVIDIA H100 PCIe") == 756
+    assert peak_tflops("cpu") is None
