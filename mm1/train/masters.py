@@ -67,9 +67,10 @@ class MasterAdamW(torch.optim.Optimizer):
 
     def _begin(self, parameter: Tensor) -> None:
         state = self.state[parameter]
-        if "step" in state:
+        if KEPT[0] in state:
             return
-        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        known = (other["step"] for other in self.state.values() if "step" in other)  # one that begins late counts along
+        state["step"] = next(known, torch.zeros((), dtype=torch.float32, device=parameter.device))
         for name in KEPT[:2]:
             state[name] = torch.zeros_like(parameter, dtype=getattr(torch, self.states))
         if self.masters and parameter.dtype != torch.float32:
@@ -139,12 +140,16 @@ class MasterAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         ids = (id for group in state_dict["param_groups"] for id in group["params"])
         for id, parameter in zip(ids, self._parameters(), strict=True):
-            saved, state = state_dict["state"].get(id, {}), self.state[parameter]
+            saved = state_dict["state"].get(id, {})
+            if not saved:
+                continue
+            state = self.state[parameter]
+            # beside the parameter, where a verdict is as well; torch and Lightning leave it where it was read
+            state["step"] = torch.as_tensor(saved["step"]).to(parameter.device, torch.float32, copy=True)
             for name in KEPT[:2]:
-                if name in saved:
-                    state[name] = saved[name].to(parameter.device, getattr(torch, self.states), copy=True)
+                state[name] = saved[name].to(parameter.device, getattr(torch, self.states), copy=True)
             state.pop("master", None)
-            if saved and self.masters and parameter.dtype != torch.float32:
+            if self.masters and parameter.dtype != torch.float32:
                 state["master"] = saved.get("master", parameter.detach()).to(parameter.device, torch.float32, copy=True)
 
     def _parameters(self) -> Iterator[Tensor]:

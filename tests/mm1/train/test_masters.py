@@ -123,6 +123,37 @@ def test_it_goes_on_from_a_state(states):
         assert torch.equal(other.state[found]["master"], optimizer.state[expected]["master"])
 
 
+def test_the_count_of_steps_is_loaded_to_where_the_weights_are():
+    """A checkpoint is read to the CPU, and torch leaves counts there; a verdict on the device is added to them."""
+    parameters, optimizer = made(torch.bfloat16)
+    train(parameters, optimizer, 2)
+    elsewhere = [nn.Parameter(torch.empty(shape, device="meta", dtype=torch.bfloat16)) for shape in SHAPES]
+    other = MasterAdamW([{"params": elsewhere[:2]}, {"params": elsewhere[2:]}], **SETTINGS)
+    saved = optimizer.state_dict()
+    other.load_state_dict(saved)
+    assert {value.device.type for state in other.state.values() for value in state.values()} == {"meta"}
+    again, third = made(torch.bfloat16)
+    third.load_state_dict(saved)
+    train(again, third, 1)
+    assert optimizer.state[parameters[0]]["step"] == 2  # what was loaded is not what is counted on
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_parameter_that_learns_late_does_not_start_the_count_over(resumed):
+    parameters, optimizer = made()
+    first, *others = parameters
+    train(others, optimizer, 3)
+    if resumed:
+        saved = copy.deepcopy(optimizer.state_dict())
+        parameters, optimizer = made()
+        first, *others = parameters
+        optimizer.load_state_dict(saved)
+        train(others, optimizer, 1)
+    train(parameters, optimizer, 1)
+    assert {float(optimizer.state[p]["step"]) for p in parameters} == {5.0 if resumed else 4.0}
+    assert first.isfinite().all()
+
+
 @pytest.mark.parametrize(("dtype", "states", "kept"), [
     (torch.float32, "float32", True),
     (torch.bfloat16, "float32", True),
