@@ -36,6 +36,7 @@ from mm1.infer.engine import Engine
 from mm1.infer.spread import Spread
 from mm1.model.mm1 import MM1
 from mm1.runs import write_json
+from mm1.sample import Text
 
 CHUNK = 512  # prompts held at once; within a chunk the engine puts like lengths together
 
@@ -78,6 +79,11 @@ class Job:
         """The document to go on from; in the blank arm ``read`` is never called."""
         look = blank if self.arm == "blank" else read
         return document(self.asked, self.demonstrations, self.task.kind, settings, look, text_only=self.shots == 0)
+
+    def continuations(self, settings: Settings, tokenizer: Tokenizer) -> list[str]:
+        """Its choices as they would be said behind the prompt, parted from it as a demonstration's answer is."""
+        spaced = settings.spaced(self.kind)
+        return [tokenizer.spelling(Text(choice, after_space=spaced)) for choice in self.asked.choices]
 
     @property
     def kind(self) -> Kind:
@@ -193,6 +199,7 @@ def evaluate(
     engine = engine or Engine(model, tokenizer, **engine_sizes(settings))
     jobs = [job for task in tasks for job in jobs_of(task, settings, progress)]
     left = _fitted(engine, [job for job in jobs if job.key not in answers.found], settings)
+    answers.begin()
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress)
     with bar, failing(model, settings.mask_experts):
         for task in tasks:
@@ -266,11 +273,11 @@ def _fitted(engine: Engine | Spread, jobs: list[Job], settings: Settings) -> lis
     """
     fitted = []
     for job in jobs:
-        spoken = [len(engine.tokenizer.encode(choice)) for choice in job.asked.choices]
+        spoken = [len(engine.tokenizer.encode(said)) for said in job.continuations(settings, engine.tokenizer)]
         new = max(spoken, default=settings.prompt(job.kind).max_new_tokens)
 
         def length(job: Job, new: int = new) -> Length:
-            items = job.prompt(settings, lambda picture: b"")
+            items = engine.template.applied(job.prompt(settings, lambda picture: b""))
             return measure(items, new, engine.tokenizer, engine.tokens_per_image, engine.views)
 
         if length(job).total > settings.max_positions:
@@ -292,13 +299,15 @@ def _answer(engine: Engine | Spread, jobs: list[Job], settings: Settings, scorer
         free = [at for at, job in enumerate(jobs) if not job.asked.choices and job.kind == kind]
         asked, names = [prompts[at] for at in free], ["/".join(map(str, jobs[at].key)) for at in free]
         for said in engine.answers(asked, prompt.max_new_tokens, prompt.stop, prompt.decoding, names):
-            record = _record(jobs[free[said.index]], spell(asked[said.index]), said.text, scorer, prompt)
+            record = _record(jobs[free[said.index]], spell(engine.shown(asked[said.index])), said.text, scorer, prompt)
             yield record if said.margin is None else {**record, "margin": round(said.margin, 6)}
     pairs = [(at, choice) for at in closed for choice in jobs[at].asked.choices]
-    likelihoods = engine.score([prompts[at] for at, _ in pairs], [choice for _, choice in pairs])
+    spoken = [said for at in closed for said in jobs[at].continuations(settings, engine.tokenizer)]
+    likelihoods = engine.score([prompts[at] for at, _ in pairs], spoken)
     for at in closed:
         mine = [(score, choice) for (of, choice), score in zip(pairs, likelihoods, strict=True) if of == at]
-        yield _record(jobs[at], spell(prompts[at]), scorer.chosen(jobs[at].query.id, max(mine)[1]), scorer)
+        likeliest = scorer.chosen(jobs[at].query.id, max(mine)[1])
+        yield _record(jobs[at], spell(engine.shown(prompts[at])), likeliest, scorer)
 
 
 def _record(job: Job, prompt: str, said: str, scorer: Metric, asked: Prompt | None = None) -> Answer:

@@ -184,6 +184,10 @@ class Settings:
         """Seeds that a question is asked with: without a demonstration that is drawn, all would ask the same."""
         return (self.seeds or (self.seed,)) if drawn else (self.seeds or (self.seed,))[:1]
 
+    def spaced(self, kind: Kind) -> bool:
+        """Whether a space parts an answer from the prompt before it."""
+        return self.style == "chat" or self.prompt(kind).template.removesuffix("{answer}").endswith(" ")
+
     def prompt(self, kind: Kind) -> Prompt:
         """The prompt of a kind of benchmark."""
         found: Prompt = getattr(self, kind)

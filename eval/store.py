@@ -15,6 +15,7 @@ Answer = dict[str, Any]  # docs/house.md, Scores, says what is in one
 Key = tuple[str, int, str, str, int]
 
 NEEDED = {"task", "shots", "arm", "id", "image", "answer", "references"}
+MARKED = "asked.json"
 LEAKS = "overlap.json"  # ids of questions that were trained on, by task
 MARK = "what an earlier mm1-eval run noted of its questions; delete it to ask all of them again"
 
@@ -34,7 +35,7 @@ class Answers:
 
     Args:
         folder: The evaluation's folder; made if need be. None keeps answers in memory only.
-        asked: Fingerprint of all that was asked. Answers to anything else are forgotten.
+        asked: Fingerprint of all that was asked. Answers to anything else are forgotten, once :meth:`begin` says so.
         tokenizer: Fingerprint of the checkpoint's; a model of another one does not take the place of what is there.
 
     Raises:
@@ -43,11 +44,12 @@ class Answers:
 
     def __init__(self, folder: Path | None, asked: str, tokenizer: str = "") -> None:
         self._path = None if folder is None else folder / "answers.jsonl"
+        self._asked = {"asked": asked, "tokenizer": tokenizer}
         self.found: dict[Key, Answer] = {}
         if folder is None or self._path is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / "asked.json"
+        mark = folder / MARKED
         before = read_object(mark, MARK) if mark.exists() and self._path.exists() else {}
         if (theirs := before.get("tokenizer", tokenizer)) != tokenizer:
             raise UserError(
@@ -56,11 +58,16 @@ class Answers:
             )
         if before.get("asked") == asked:
             self.found = {key(answer): answer for answer in _whole_lines(self._path)}
+
+    def begin(self) -> None:
+        """Leave on disk what is kept and nothing else: called when all that can be refused has been."""
+        if self._path is None:
+            return
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.found.values())
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(lines)  # a line that a kill cut short goes, before another is put behind it
         temporary.replace(self._path)
-        write_json(mark, {"asked": asked, "tokenizer": tokenizer})
+        write_json(self._path.with_name(MARKED), self._asked)
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep answers; they are on disk when this returns."""

@@ -27,7 +27,7 @@ from mm1.errors import UserError, at_least
 from mm1.infer.assistant import Dtype
 from mm1.infer.engine import Prompt
 from mm1.infer.likelihood import Reading, likelihoods
-from mm1.sample import PICTURE, Image, Text, expand
+from mm1.sample import PICTURE, Image, Text
 
 Messages = Sequence[dict[str, Any]]
 
@@ -109,8 +109,7 @@ class MM1Simple(lmms):
             item = Text(str(said).removeprefix(" "), after_space=True)
             ids = self.codec.encode(self.codec.spelling(item))
             self.engine.check(prompt, len(ids))
-            shown = expand(self.engine.model.template.applied(prompt), self.engine.model.views)
-            encoded = encode_prompt(shown, self.codec, self.engine.tokens_per_image)
+            encoded = encode_prompt(self.engine.shown(prompt), self.codec, self.engine.tokens_per_image)
             readings.append(Reading([*encoded.tokens.tolist(), *ids], len(ids), encoded.images))
         found = likelihoods(self.mm1, self.codec, readings, batch_positions=self.batch_positions)
         return [Scored((likelihood.nats, likelihood.greedy)) for likelihood in found]

@@ -33,6 +33,7 @@ from mm1.infer.visits import Visits, watched
 from mm1.model.mm1 import MM1
 from mm1.model.rope import DynamicRope
 from mm1.sample import Image, Text, expand
+from mm1.template import Template
 
 Prompt = Sequence[Text | Image]
 Thing = TypeVar("Thing")
@@ -131,14 +132,22 @@ class Engine:
                 scores[at] = score
         return scores
 
+    @property
+    def template(self) -> Template:
+        """The words in which conversations are put to the model."""
+        return self.model.template
+
+    def shown(self, items: Prompt) -> list[Text | Image]:
+        """A prompt as the model sees it: turns in the words of its template, pictures in its views."""
+        return expand(self.template.applied(items), self.model.views)
+
     def check(self, items: Prompt, new: int) -> None:
         """Refuse a prompt that does not fit, by its length alone: pictures are counted, not read.
 
         Raises:
             UserError: The prompt and ``new`` tokens would not fit ``max_positions``.
         """
-        items = self.model.template.applied(items)
-        shown = expand(items, self.model.views)
+        shown = self.shown(items)
         pictures, views = (sum(isinstance(item, Image) for item in some) for some in (items, shown))
         in_pictures = views * self.tokens_per_image
         length = in_pictures + prompt_text_tokens(shown, self.tokenizer)
@@ -152,8 +161,7 @@ class Engine:
 
     def _encode(self, items: Prompt, new: int) -> Encoded:
         self.check(items, new)
-        shown = expand(self.model.template.applied(items), self.model.views)
-        return prompt(shown, self.tokenizer, self.tokens_per_image)
+        return prompt(self.shown(items), self.tokenizer, self.tokens_per_image)
 
     @torch.inference_mode()
     def _answers(

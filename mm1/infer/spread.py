@@ -19,6 +19,7 @@ from mm1.infer.assistant import Dtype, load_assistant
 from mm1.infer.continuous import Answer
 from mm1.infer.decoding import GREEDY, Decoding
 from mm1.infer.engine import Engine, Prompt
+from mm1.sample import Image, Text, expand
 
 DONE, TOLD, REFUSED, BROKEN = range(4)
 
@@ -78,7 +79,7 @@ class Spread:
             self._processes.append(process)
         about = [told for _, told in self._collect(dict(enumerate(self._ends)))]
         self.tokenizer = Tokenizer.from_bytes(about[0][0])
-        self.tokens_per_image, self.views = about[0][1:]
+        self.tokens_per_image, self.template, self.views = about[0][1:]
 
     def answers(
         self,
@@ -107,6 +108,10 @@ class Spread:
     ) -> Iterator[tuple[int, str]]:
         """As the engine's."""
         return ((said.index, said.text) for said in self.answers(prompts, max_new_tokens, stop, decoding))
+
+    def shown(self, items: Prompt) -> list[Text | Image]:
+        """As the engine's."""
+        return expand(self.template.applied(items), self.views)
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[float]:
         """As the engine's."""
@@ -176,7 +181,7 @@ def _serve(end: Connection, checkpoint: str, device: str, dtype: Dtype | None, t
         nonlocal engine
         assistant = load_assistant(checkpoint, device=device, dtype=dtype)
         engine = Engine(assistant.model, assistant.tokenizer, **given)
-        yield assistant.tokenizer.proto, engine.tokens_per_image, engine.views
+        yield assistant.tokenizer.proto, engine.tokens_per_image, engine.template, engine.views
 
     def answers(*asked: Any) -> Iterator[Any]:
         assert engine is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -21,12 +22,14 @@ from eval.harness import Benchmarks, run
 from eval.prompts import Prompt, Settings
 from mm1.data.image import prepare
 from mm1.data.reader import GREY
-from mm1.data.tokenizer import Tokenizer
+from mm1.data.tokenizer import Tokenizer, from_hf
 from mm1.errors import UserError
 from mm1.infer.continuous import Answer as Said
 from mm1.infer.engine import Engine
 from mm1.model.mm1 import MM1
 from mm1.sample import Image
+from mm1.template import Template
+from tests.mm1.data.hf_folders import write
 
 SETTINGS = Settings(shots=(0, 2), captions=Prompt("{image}{answer}", max_new_tokens=4))
 JOBS = 2 * 2 * (6 + 8 + 5) + 2 * 3  # shots x arms x questions, and made-up words without shots
@@ -247,6 +250,60 @@ def test_answers_of_another_tokenizer_are_not_thrown_away(
     with pytest.raises(UserError, match=r"out holds answers of a checkpoint with tokenizer 0123, this one has .*--out"):
         run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
     assert lines(tmp_path / "out") == before
+
+
+def test_a_run_that_is_refused_throws_no_answer_away(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int]
+) -> None:
+    settings = Settings(shots=(0,), tasks=("vqa/daquar",))
+    run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    before = lines(tmp_path / "out")
+    for refused in (replace(settings, shots=(0, 50)), replace(settings, max_positions=20)):
+        with pytest.raises(UserError, match=r"50 shots for question|expected at most 20"):
+            run(model, tokenizer, checkpoint, data, refused, tmp_path / "out")
+        assert lines(tmp_path / "out") == before
+    asked.clear()
+    run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    assert sum(asked) == 0
+
+
+def test_a_prompt_is_measured_and_stored_in_the_words_that_the_model_sees(
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    """A template with long instructions takes positions, and drops demonstrations, like all else that is read."""
+    words = Template(user="<|u|>{text}<|a|>", instructions="You answer " + "briefly and " * 10 + "well.")
+    told = copy.copy(model)
+    told.template = words
+    settings = Settings(style="chat", vqa=Prompt("{image}{question}"), shots=(3,), tasks=("vqa/daquar",))
+    settings = replace(settings, captions=Prompt("{image}"), choices=Prompt("{image}{question}"), arms=("sighted",))
+    settings = replace(settings, open=Prompt("{image}{question}"), icl=Prompt("{image}{question}"))
+    run(told, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    for answer in lines(tmp_path / "out"):
+        assert answer["prompt"].startswith(f"System: {words.instructions}\n<image><|u|>what is thing ")
+        assert answer["prompt"].count("<|a|> wall clock</s>") == 3
+        assert answer["prompt"].endswith("?<|a|>")
+        assert "User:" not in answer["prompt"]
+    plain = run(model, tokenizer, checkpoint, data, settings, tmp_path / "plain")
+    assert plain["tasks"]["vqa/daquar"]["shots"]["3"]["dropped"] is None
+    shorter = replace(settings, when_too_long="drop", max_positions=260)
+    for of in (told, model):
+        name = "short" if of is told else "plain short"
+        scores = run(of, tokenizer, checkpoint, data, shorter, tmp_path / name)
+        assert bool(scores["tasks"]["vqa/daquar"]["shots"]["3"]["dropped"]) == (of is told)
+
+
+def test_a_choice_is_said_as_a_demonstration_says_it(
+    model: MM1, tokenizer: Tokenizer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary of bytes has another token for a word behind a space, which is the one that was learned."""
+    of_bytes = Tokenizer.from_bytes(from_hf(write("gpt2", tmp_path / "gpt2")))
+    said: list[str] = []
+    monkeypatch.setattr(Engine, "score", lambda self, prompts, spoken: said.extend(spoken) or [0.0] * len(spoken))
+    settings = Settings(shots=(0,), tasks=("icl",), arms=("sighted",), limit=1)
+    Benchmarks(str(data), settings)(model, of_bytes)
+    Benchmarks(str(data), settings)(model, tokenizer)
+    Benchmarks(str(data), replace(settings, icl=Prompt("{image}{question}\n{answer}")))(model, of_bytes)
+    assert said == [" dako", " wupi", "dako", "wupi", "dako", "wupi"]
 
 
 def test_a_folder_is_told_from_another_by_all_its_weights(tmp_path: Path) -> None:
