@@ -1,7 +1,7 @@
 """lm-eval's view of our checkpoints: log-likelihoods, rolling log-likelihoods and answers about text.
 
 MM1 reports text-only skills as TextCore (its section 3.3, after OpenELM): zero-shot tasks of log-likelihood. The
-harness is EleutherAI's lm-evaluation-harness (``pip install mm1[lm]``); ``mm1-eval lm`` registers this class at run
+harness is EleutherAI's lm-evaluation-harness (``pip install 'mm1[lm]'``); ``mm1-eval lm`` registers this class at run
 time and hands everything else to it.
 """
 

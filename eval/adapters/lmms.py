@@ -2,7 +2,7 @@
 
 ``mm1-eval lmms`` registers two classes by a manifest of lmms-eval's own registry at run time: ``chat`` is handed the
 messages of a task, ``simple`` (``--force_simple``) its text and pictures, which come first, and also the tasks that
-score choices by likelihood. With ``pip install mm1[lmms]`` the entry point makes ``lmms-eval --model mm1`` work too.
+score choices by likelihood. With ``pip install 'mm1[lmms]'`` the entry point makes ``lmms-eval --model mm1`` work too.
 """
 
 from __future__ import annotations

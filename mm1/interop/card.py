@@ -39,7 +39,7 @@ print(model.generate(["photo.jpg"], "What is this?"))
 {in_transformers}
 
 Without importing mm1 first, `from_pretrained("FOLDER", trust_remote_code=True)` finds the same classes; the package has
-to be installed in either case (`pip install mm1[transformers]`).
+to be installed in either case (`pip install 'mm1[transformers]'`).
 
 The language model alone, for whatever reads its family's layout: `mm1-convert export FOLDER OUT --to decoder`."""
 

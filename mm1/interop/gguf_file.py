@@ -174,7 +174,9 @@ def _reader(path: Path) -> Any:
     try:
         import gguf
     except ImportError:
-        raise UserError(f"reading {path} takes the package gguf; install it, or give a Hugging Face folder") from None
+        raise UserError(
+            f"reading {path} takes the package gguf; pip install gguf, or give a Hugging Face folder"
+        ) from None
     try:
         return gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError, OSError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ try:
     )
 except ImportError as error:
     raise UserError(
-        f"transformers cannot be imported ({error}); expected it for this format: pip install mm1[transformers]"
+        f"transformers cannot be imported ({error}); expected it for this format: pip install 'mm1[transformers]'"
     ) from None
 
 from mm1.interop.hf_model import MM1Config, MM1ForConditionalGeneration

@@ -167,7 +167,7 @@ def _plan(commands: Commands) -> None:
     look.add_argument("--shard", type=int, help="ranks that share a copy of the model; default: all of a copy")
     look.add_argument("--replicate", type=int, default=1, help="copies of the model (%(default)s)")
     look.add_argument("--experts", type=int, default=1, help="ranks that share a layer's experts (%(default)s)")
-    look.add_argument("--tensor", type=int, default=1, help="1: training cuts no matrix over ranks")
+    look.add_argument("--tensor", type=int, default=1, help="ranks that share each layer of the decoder (1)")
     look.add_argument("--tokens", type=float, help="positions to train on; default: the steps of the configuration")
     look.add_argument("--rows", type=int, help="rows of a step; default: the configuration's")
     look.add_argument("--micro-batches", type=int, help="of a step, likewise")

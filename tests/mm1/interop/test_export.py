@@ -150,7 +150,7 @@ def test_without_transformers_its_export_is_refused_and_ours_is_not(tiny_checkpo
         [sys.executable, "-c", script], cwd=Path(mm1.__file__).parents[1], capture_output=True, text=True
     )
     assert str(tmp_path / "own") in done.stdout
-    assert "pip install mm1[transformers]" in done.stderr.splitlines()[-1]
+    assert "pip install 'mm1[transformers]'" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "theirs").exists()
 
 
