@@ -23,11 +23,11 @@ from mm1.runs import Run
 from mm1.train.datamodule import MM1Data
 from tests.conftest import fit, run_config
 
-CLOCK = ("time_s", "positions_per_s", "tflops")
+CLOCK = ("time_s", "positions_per_s", "tflops", "data_wait")
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in run.history()]
+    return [{key: line[key] for key in line if key not in CLOCK and "seconds/" not in key} for line in run.history()]
 
 
 def checkpoint_of(path: Path) -> dict[str, Any]:
