@@ -76,6 +76,7 @@ class Job:
         lowered: Whether weights are bfloat16 with masters in the optimizer (``model.weights``).
         moment_bytes: Of a number of each moment.
         masters: Whether bfloat16 weights have fp32 masters.
+        factored: Whether the optimizer is Adafactor, which keeps means of rows and columns: next to nothing.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Job:
     lowered: bool = False
     moment_bytes: int = 4
     masters: bool = True
+    factored: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -104,6 +106,8 @@ class Job:
     @property
     def state_bytes(self) -> int:
         """What the optimizer keeps for a number: two moments, and the master of a weight below fp32."""
+        if self.factored:
+            return 0
         return 2 * self.moment_bytes + (4 if self.masters and self.weight_bytes < 4 else 0)
 
     @property
@@ -152,8 +156,7 @@ def job(config: str | Path, rows: int | None = None, micro_batches: int | None =
     trainer = tree.get("trainer") or {}
     built, optimizer = build(_nested(model.get("model"), path)), model.get("optimizer") or {}
     settings = optimizer.get("init_args") or optimizer
-    optimizer = model.get("optimizer") or {}
-    _freeze(built, optimizer.get("init_args", optimizer).get("parts") or {})
+    _freeze(built, settings.get("parts") or {})
     precision = str(trainer.get("precision") or "32-true")
     if precision not in BYTES:
         raise UserError(f"{path}: trainer.precision is {precision}; a plan knows {', '.join(BYTES)}")
@@ -168,6 +171,7 @@ def job(config: str | Path, rows: int | None = None, micro_batches: int | None =
         "lowered": model.get("weights") == "bfloat16",
         "moment_bytes": 2 if settings.get("states") == "bfloat16" else 4,
         "masters": settings.get("masters", True),
+        "factored": str(optimizer.get("class_path")).rpartition(".")[2] == "Adafactor",
     }
     name, compiled = path.parent.name if path.name == "config.yaml" else path.stem, bool(model.get("compiled"))
     return Job(name, built, precision, compiled, images=int(data.get("images_per_row") or 0), **numbers)

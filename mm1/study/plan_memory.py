@@ -47,6 +47,7 @@ class Memory:
         recomputed: Activations, per row, of the layer or block that is being recomputed.
         row_parts: ``row`` by part: decoder, pictures, loss.
         loss: Logits of one chunk and the gradient of the head.
+        learned: Numbers that the optimizer here changes.
         alone: Whether gradients are there before the backward pass, because an earlier micro-batch left them.
     """
 
@@ -60,6 +61,7 @@ class Memory:
     recomputed: float
     row_parts: dict[str, float]
     loss: float
+    learned: float
     alone: bool = True
 
     def kinds(self, rows: int) -> dict[str, float]:
@@ -104,10 +106,11 @@ def memory(job: Job, on: Layout) -> Memory:
     parts, layer, again, copies = _row(job, on)
     model, head = job.model, job.model.decoder.head_VD
     logits = min(CHUNK_TOKENS, job.row_tokens) * model.decoder.vocabulary * (4 + 2)
+    learned = sum(kinds[id(p)].local(p) for p in learns)
     return Memory(
         weights=size * sum(kinds[id(p)].local(p) for p in model.parameters()),
         gradients=job.gradient_bytes * gradients,
-        optimizer=job.state_bytes * sum(kinds[id(p)].local(p) for p in learns),
+        optimizer=job.state_bytes * learned,
         buffers=_buffers(job, on, kinds),
         copies=copies,
         row=sum(parts.values()),
@@ -115,6 +118,7 @@ def memory(job: Job, on: Layout) -> Memory:
         recomputed=layer if again else 0.0,
         row_parts=parts,
         loss=(logits + (4 + job.gathered(on).itemsize) * head.numel()) / on.tensor,
+        learned=learned,
         alone=job.micro_batches == 1,
     )
 

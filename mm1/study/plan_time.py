@@ -9,6 +9,7 @@ from mm1.study.plan_cards import RATES, Card
 from mm1.study.plan_job import Job, Layout
 from mm1.study.plan_memory import Memory, checkpoints, places, sparse
 
+PASSES = 21  # of timm's Adafactor over an fp32 tensor, read or written, counted in its source
 WAITED = ("experts", "tensor")  # what a layer cannot go on without
 
 
@@ -46,9 +47,9 @@ def time(job: Job, on: Layout, card: Card, memory: Memory) -> Time:
     slower = 1.0 if job.compiled else RATES["eager"].share
     compute = {kind: (work[kind] + again[kind]) / (RATES[kind].share * slower * card.tflops * 1e12) for kind in work}
     # The norm reads gradients; AdamW reads and writes all it keeps, reads gradients, writes weights, and reads them too
-    # where they have no masters.
+    # where they have no masters. Adafactor takes one operation after the other, each by way of memory.
     reads = 2 * job.gradient_bytes + job.weight_bytes * (1 if job.masters and job.weight_bytes < 4 else 2)
-    moved = memory.optimizer * (2 + reads / job.state_bytes)
+    moved = memory.learned * (job.gradient_bytes + 4 * PASSES if job.factored else 2 * job.state_bytes + reads)
     compute["optimizer"] = moved / (RATES["optimizer"].share * card.memory_gb_s * 1e9)
     sent = _sent(job, on, memory, rows)
     speeds = _speeds(on, card)
@@ -102,7 +103,7 @@ def _sent(job: Job, on: Layout, memory: Memory, rows: int) -> dict[str, float]:
     return {
         "all-gather": 2 * job.micro_batches * size * gather,  # forward, and again backward
         "reduce-scatter": sums * reduce,
-        "replicas": 2 * _ring(on.replicate) * sums * memory.optimizer / job.state_bytes,
+        "replicas": 2 * _ring(on.replicate) * sums * memory.learned,
         "experts": ways * _ring(on.experts) * visits * row / on.tensor,
         "tensor": turns * _ring(on.tensor) * row,
     }

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from timm.optim import Adafactor as Absolute
+from torch.distributed.tensor import DTensor
 
 from mm1.errors import UserError, at_least
 from mm1.train.optim import Scheduled
@@ -48,8 +49,19 @@ class Adafactor(Scheduled):
         """timm's, and torch's where rates are relative.
 
         Raises:
-            UserError: A number that Adafactor cannot work with.
+            UserError: A number that Adafactor cannot work with, or weights that are shared by ranks or not in fp32.
         """
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        if any(isinstance(parameter, DTensor) for parameter in parameters):
+            raise UserError(
+                "model.optimizer is Adafactor, whose means of rows and columns are of whole matrices, and "
+                "trainer.strategy shares them among ranks; expected AdamW there, or trainer.strategy auto or ddp"
+            )
+        if any(parameter.dtype in (torch.bfloat16, torch.float16) for parameter in parameters):
+            raise UserError(
+                "model.optimizer is Adafactor, which keeps no masters, so that weights in bfloat16 would round its "
+                "steps away; expected model.weights float32 beside it (and trainer.precision bf16-mixed)"
+            )
         at_least(1e-9, {"model.optimizer.clip_rms": self.clip_rms})
         if not -1 <= self.decay_rate < 0:
             raise UserError(f"model.optimizer.decay_rate is {self.decay_rate}; expected a number from -1 to below 0")

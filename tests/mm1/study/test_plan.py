@@ -81,6 +81,20 @@ def test_weights_in_bfloat16_have_masters(tmp_path: Path) -> None:
         assert spent == pytest.approx(moved / (0.8 * card.memory_gb_s * 1e9))
 
 
+def test_adafactor_keeps_no_moments(tmp_path: Path) -> None:
+    config = yaml.safe_load(DENSE.read_text())
+    config["model"]["model"] = str((ROOT / "configs/model/tiny.yaml").resolve())
+    config["model"]["optimizer"] = {"class_path": "mm1.train.adafactor.Adafactor", "init_args": {"lr": 1e-5}}
+    config["data"] = {"row_tokens": 128, "rows_per_step": 8, "images_per_row": 2}
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(config))
+    of, on, card = job(tmp_path / "sft.yaml"), layout(1, 1, None, 1), CARDS["h100"]
+    total, held = parameters(of.model).total, memory(of, on)
+    assert (held.weights, held.optimizer) == (4 * total, 0)
+    assert held.peak(1) < memory(job(DENSE), on).peak(1) - 8 * total
+    spent = time(of, on, card, held).compute_s["optimizer"]
+    assert spent == pytest.approx(total * 4 * (1 + 21) / (0.8 * card.memory_gb_s * 1e9))
+
+
 def test_ranks_share_weights_and_copies_do_not() -> None:
     of = job(DENSE, rows=8)
     one, four, copies = (memory(of, layout(*on, None, 1)) for on in ((1, 1), (4, 1), (4, 4)))

@@ -14,6 +14,7 @@ from mm1.train.adafactor import Adafactor
 from mm1.train.optim import PartRule
 from tests.conftest import fit, run_config, tiny_model
 from tests.end_to_end.test_resume import assert_same, killed
+from tests.mm1.train.test_strategy import fit_on, sharded
 
 
 def stepped(parameter: torch.nn.Parameter, gradients: list[torch.Tensor], **settings: Any) -> torch.Tensor:
@@ -117,3 +118,16 @@ def test_a_killed_run_goes_on_bit_for_bit_and_only_with_its_own_optimizer(corpus
         fit(run.folder, adamw)
     assert_same(fit(run.folder, config), whole)
     assert whole.history("train")[-1]["loss"] < whole.history("train")[0]["loss"] - 1
+
+
+def test_weights_in_bfloat16_are_refused() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(20, 24, dtype=torch.bfloat16))
+    with pytest.raises(UserError, match=r"keeps no masters.* expected model\.weights float32"):
+        stepped(parameter, [])
+
+
+def test_ranks_that_share_the_model_refuse_it(corpus: Path, tmp_path: Path) -> None:
+    config = sharded(corpus, 2)
+    config["model"]["optimizer"] = {"class_path": "mm1.train.adafactor.Adafactor", "init_args": {"lr": 1e-3}}
+    with pytest.raises(Exception, match="whose means of rows and columns are of whole matrices"):
+        fit_on(2, tmp_path, config)
