@@ -106,7 +106,8 @@ class BadSteps(AfterSteps):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Hold on to the batch, not to its pictures."""
-        self.micro_batches.append(batch.with_images(batch.images_ICHW[:0]))
+        images = batch.images_ICHW
+        self.micro_batches.append(batch.with_images(images.new_empty(0, *images.shape[1:])))  # a slice would keep them
 
     def on_before_backward(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Tensor

@@ -11,13 +11,16 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
+from mm1.batch import Batch
 from mm1.errors import UserError
 from mm1.runs import Run
+from mm1.train.bad_steps import BadSteps
 from tests.conftest import ROW_TOKENS, fit, run_config
 from tests.end_to_end.test_resume import checkpoint_of
 from tests.mm1.train.test_strategy import fit_on
 
 BAD = 8
+NOBODY: Any = (None, None)
 
 
 class Damage(Callback):
@@ -60,6 +63,17 @@ def weights(run: Run, step: int, rank: int = 0) -> dict[str, torch.Tensor]:
 
 def same(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(tensor, others[name]) for name, tensor in some.items())
+
+
+def test_no_pictures_are_held() -> None:
+    """A slice of them would keep the memory of all."""
+    zeros_BT = torch.zeros(1, 4, dtype=torch.int64)
+    images_ICHW = torch.zeros(5, 3, 28, 28, dtype=torch.uint8)
+    judge = BadSteps()
+    judge.on_train_batch_start(*NOBODY, Batch(zeros_BT, zeros_BT, zeros_BT, zeros_BT, zeros_BT, images_ICHW), 0)
+    [held] = judge.micro_batches
+    assert held.images_ICHW.shape == (0, 3, 28, 28)
+    assert held.images_ICHW.untyped_storage().nbytes() == 0
 
 
 def test_nan_stops_the_run_before_it_reaches_the_weights(corpus: Path, tmp_path: Path) -> None:
