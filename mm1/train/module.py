@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mm1.batch import Batch
 from mm1.errors import UserError
@@ -29,7 +30,7 @@ from mm1.train.lora import LoRA
 from mm1.train.masters import MasterAdamW
 from mm1.train.optim import AdamW, check_resumes
 from mm1.train.parallel import clip_gradients, gradient_norm, whole
-from mm1.train.strategy import Sharded, reader, take_over
+from mm1.train.strategy import Sharded, average, reader, take_over
 
 
 class Objective(lightning.LightningModule):
@@ -67,6 +68,7 @@ class Objective(lightning.LightningModule):
         self.origin_json: str | None = None  # of the parts that init_from was joined of
         self.window = [1.0, 1.0]
         self.norm: Tensor | None = None  # of this step's gradients, once somebody asked
+        self.averages = False  # whether gradients of several micro-batches are averaged over ranks here
         self.hosts: Any = None  # all ranks, as their hosts talk to each other
         self.copies: torch.cuda.Stream | None = None
         self.step_sums: LossSums | None = None
@@ -220,10 +222,26 @@ class Objective(lightning.LightningModule):
         if batch_idx % micro_batches == 0:
             self.window = self.over_hosts([batch.window_targets, batch.window_tokens])
             self.step_sums, self.norm = None, None
+        self.last_of_step = (batch_idx + 1) % micro_batches == 0
         sums = self.model.losses(batch)
         self.step_sums = _added(self.step_sums, sums)
         targets, tokens = (max(1.0, counted) for counted in self.window)
         return (sums.cross_entropy / targets + sums.router / tokens) * (averaged * micro_batches)
+
+    def on_train_start(self) -> None:
+        """Average gradients here where DDP cannot: they are added up in fp32, and it takes them in their weights' type.
+
+        Nothing hides it then, but it is done once a step.
+        """
+        low = any(p.requires_grad and p.dtype != torch.float32 for p in self.parameters())
+        wrapped = self.trainer.strategy.model
+        if low and self.trainer.accumulate_grad_batches > 1 and isinstance(wrapped, DistributedDataParallel):
+            self.averages, wrapped.require_backward_grad_sync = True, False
+
+    def on_after_backward(self) -> None:
+        """With the step's last micro-batch."""
+        if self.averages and self.last_of_step:
+            average([parameter for parameter in self.parameters() if parameter.requires_grad])
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -307,6 +325,12 @@ class Objective(lightning.LightningModule):
         upgrade(checkpoint)  # the first hook that sees it
         self.resumed_groups = checkpoint["optimizer_states"][0]["param_groups"]
         check_fits(checkpoint["state_dict"], self._kept(), f"{path} does not fit model.model of this run")
+        was, now = (_kind(state) for state in (checkpoint["state_dict"], self._kept()))
+        if was != now:
+            raise UserError(
+                f"{path} has weights in {was}, this run in {now}; a resumed run keeps their type: restore "
+                f"model.weights and trainer.precision, or start anew with --init_from {path}"
+            )
         if self.adapted != (about := checkpoint["mm1"].get("lora", {})):
             raise UserError(
                 f"{path} has adapters {about or 'none'}, this run {self.adapted or 'none'}; a resumed run keeps them: "
@@ -351,6 +375,11 @@ def lower(model: MM1) -> None:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _kind(state: Mapping[str, Any]) -> str:
+    """The type of a model's weights, but for what is always fp32."""
+    return "bfloat16" if any(tensor.dtype == torch.bfloat16 for tensor in state.values()) else "float32"
 
 
 def _added(total: LossSums | None, sums: LossSums) -> LossSums:

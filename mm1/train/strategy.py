@@ -12,7 +12,7 @@ at rest and the optimizer's states stay fp32, and routers are left alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,19 @@ def take_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         fill([(weights.at_rest[name], boxed(tensor)) for name, tensor in model.state_dict().items()])
     else:
         model.load_state_dict(weights)
+
+
+@torch.no_grad()
+def average(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Average gradients over all ranks in the type that they are in; one that a rank lacks is zero there."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    on_the_way = [torch.distributed.all_reduce(grad, async_op=True) for grad in grads]
+    for work in on_the_way:
+        work.wait()
+    torch._foreach_div_(grads, float(torch.distributed.get_world_size()))
 
 
 class BothLayouts(TorchCheckpointIO):

@@ -5,14 +5,28 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from mm1.errors import UserError
 from mm1.train import masters
 from mm1.train.masters import MasterAdamW
 from tests.conftest import fit, run_config
+from tests.end_to_end.test_resume import checkpoint_of
+
+
+class Until(Callback):
+    """Ends a run after a step, with its checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.step
+
 
 SETTINGS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8}
 SHAPES = ((130, 17), (11,), (64, 33))
@@ -198,6 +212,35 @@ def test_a_run_in_bfloat16_learns_as_one_in_fp32_does(make_corpus, tmp_path):
     assert all(kind == torch.float32 for name, kind in kinds.items() if ".router." in name)
     states = stored["optimizer_states"][0]["state"].values()
     assert sum("master" in state for state in states) == sum(kind == torch.bfloat16 for kind in kinds.values())
+
+
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_a_run_goes_on_with_its_masters_and_only_with_its_type(make_corpus, tmp_path, layout):
+    corpus = make_corpus(captions=41, interleaved=30, text=17)
+    ends = {}
+    for name, stops in (("straight", [6]), ("halted", [3, 6])):
+        for steps in stops:
+            config = run_config(
+                corpus, max_steps=6, callbacks=[{"class_path": f"{__name__}.Until", "init_args": {"step": steps}}]
+            )
+            config["model"]["weights"] = "bfloat16"
+            run = fit(tmp_path / name, config | {"checkpoints": layout})
+        ends[name] = checkpoint_of(run.last)
+    torch.testing.assert_close(ends["halted"]["state_dict"], ends["straight"]["state_dict"], rtol=0, atol=0)
+    states = [ends[name]["optimizer_states"][0]["state"] for name in ("halted", "straight")]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert sum("master" in state for state in states[0].values()) > 10
+    for first, second in (("bfloat16", "float32"), ("float32", "bfloat16")):
+        config = run_config(
+            corpus, max_steps=6, callbacks=[{"class_path": f"{__name__}.Until", "init_args": {"step": 3}}]
+        )
+        config["model"]["weights"] = first
+        fit(tmp_path / first, config | {"checkpoints": layout})
+        config["model"]["weights"] = second
+        with pytest.raises(
+            UserError, match=rf"has weights in {first}, this run in {second}; .* restore model\.weights"
+        ):
+            fit(tmp_path / first, config)
 
 
 def test_bfloat16_weights_under_autocast_are_refused(make_corpus, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -116,6 +117,21 @@ def test_weights_are_taken_over(corpus: Path, tmp_path: Path) -> None:
     config["model"]["seed"] = 1
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     assert_alike(fit_on(2, tmp_path / "second", config, "--init_from", str(last)), first)
+
+
+def test_lowered_weights_on_several_ranks_add_up_in_more_bits(corpus: Path, tmp_path: Path) -> None:
+    """Two ranks of two micro-batches beside one of four: DDP itself takes gradients in their weights' type alone."""
+    found, count = {}, {1: 4, 2: 2}
+    for ranks, micro_batches in count.items():
+        more: dict[str, Any] = {"strategy": "ddp"} if ranks > 1 else {}
+        config = one(corpus, 3, accumulate_grad_batches=micro_batches, **more)
+        config["model"]["weights"] = "bfloat16"
+        fit_on(ranks, tmp_path / str(ranks), config)
+        stored = torch.load(tmp_path / str(ranks) / "checkpoints" / "last.ckpt", weights_only=True)
+        found[ranks] = [state["exp_avg"] for state in stored["optimizer_states"][0]["state"].values()]
+    off, size = (sum(float(t.square().sum()) for t in part) for part in
+                 ([a - b for a, b in zip(found[1], found[2], strict=True)], found[1]))  # fmt: skip
+    assert 0 < off < 1e-3 * size
 
 
 def test_lowered_weights_are_not_shared(corpus: Path, tmp_path: Path) -> None:
