@@ -24,7 +24,8 @@ class Demonstrations:
     """Draws demonstrations for the questions of one task.
 
     They come from the task's train part, never with a scored picture; where there is none from the scored questions,
-    never with the query's own picture. All pictures of a prompt differ. The first 4 of 8 are those of 4 shots.
+    never with the query's own picture. What has no answer, as in a test part, demonstrates nothing. All pictures of a
+    prompt differ. The first 4 of 8 are those of 4 shots.
 
     Args:
         task: The task.
@@ -53,7 +54,7 @@ class Demonstrations:
         chosen: list[Query] = []
         used = set(_contents(query))
         for at in self._order(query) if shots else ():
-            pictures = self._shown(self.pool[at])
+            pictures = self._shown(self.pool[at]) if self.pool[at].answer.strip() else ()
             if pictures and used.isdisjoint(pictures) and self._scored.isdisjoint(pictures):
                 chosen.append(self.pool[at])
                 used.update(pictures)
@@ -61,8 +62,8 @@ class Demonstrations:
                 break
         if len(chosen) < shots:
             raise UserError(
-                f"{self.task.name}: {shots} shots for question {query.id}, but only {len(chosen)} other pictures to "
-                f"demonstrate with; expected at most {len(chosen)} (settings: shots)"
+                f"{self.task.name}: {shots} shots for question {query.id}, but only {len(chosen)} other pictures "
+                f"with an answer to demonstrate with; expected at most {len(chosen)} (settings: shots)"
             )
         return chosen
 

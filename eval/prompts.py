@@ -63,7 +63,9 @@ class Prompt:
     def taken(self, said: str) -> str | None:
         """The answer in what was said; None where there is none to be found."""
         found = list(re.finditer(self.extract, said)) if self.extract else []
-        return str(found[-1][1]).strip() if found else None if self.extract else said
+        if not self.extract:
+            return said
+        return found[-1][1].strip() if found and found[-1][1] is not None else None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ class Settings:
         at_least(1, {"processes": self.processes})
         if self.processes > 1 and self.mask_experts:
             raise UserError(f"processes is {self.processes} and mask_experts is set; expected one of them")
+        if len(set(self.shots)) < len(self.shots) or len(set(self.arms)) < len(self.arms):
+            raise UserError(f"shots is {list(self.shots)} and arms {list(self.arms)}; expected each of them once")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds is {list(self.seeds)}; expected every seed once")
         if self.demonstrations == "similar":

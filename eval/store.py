@@ -14,6 +14,8 @@ from mm1.runs import json_lines, read_object, write_json
 Answer = dict[str, Any]  # docs/house.md, Scores, says what is in one
 Key = tuple[str, int, str, str, int]
 
+TYPES = {"task": str, "shots": int, "arm": str, "id": str, "image": str, "answer": str, "references": list}
+SCORES = (int, float, type(None))
 NEEDED = {"task", "shots", "arm", "id", "image", "answer", "references"}
 MARKED = "asked.json"
 LEAKS = "overlap.json"  # ids of questions that were trained on, by task
@@ -82,13 +84,21 @@ def read_answers(path: Path) -> list[Answer]:
     """Answers of a file that a user named.
 
     Raises:
-        UserError: There is no such file, or nothing in it is an answer.
+        UserError: There is no such file, nothing in it is an answer, or an answer has something else in a field.
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; expected an answers.jsonl written by mm1-eval run")
     answers = _whole_lines(path)
     if not answers:
         raise UserError(f"{path} does not hold one answer a line; expected an answers.jsonl written by mm1-eval run")
+    for number, answer in enumerate(answers, start=1):
+        wrong = [name for name, kind in TYPES.items() if not isinstance(answer[name], kind)]
+        if wrong or not isinstance(answer.get("score"), SCORES):
+            name = wrong[0] if wrong else "score"
+            raise UserError(
+                f"{path}: answer {number} has {name} = {answer[name]!r:.60}; expected an answers.jsonl written by "
+                f"mm1-eval run"
+            )
     return answers
 
 

@@ -27,13 +27,16 @@ def door(main: Callable[[], object]) -> None:
     """Run a command-line entry point: what a user can mend becomes one line and exit code 2, no stack trace.
 
     That is a :class:`UserError`, an argument or YAML key the parser refuses, and what the system refuses: a folder that
-    is none, a file that may not be written, a disk that is full.
+    is none, a file that may not be written, a disk that is full, a file that is no text.
     """
     try:
         main()
     except (UserError, ArgumentError, OSError) as error:
         told = _refused(error) if isinstance(error, OSError) else sentence(error)
         print(f"error: {told}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except UnicodeDecodeError as error:
+        print(f"error: a file that was named is no text ({error}); expected UTF-8", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)

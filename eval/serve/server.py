@@ -87,6 +87,8 @@ def _labelled(speakers: list[Speaker]) -> list[Speaker]:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Taken before anything is loaded: a port that is in use is said at once."""
+    if not 0 <= port <= 65535:  # the system would take what is left of a larger one
+        raise UserError(f"port is {port}; expected 0 to 65535 (--port)")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)

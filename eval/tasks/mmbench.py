@@ -77,7 +77,7 @@ def _query(row: dict[str, str], picture: Path, path: Path) -> Query:
     choices = tuple(row[letter] for letter in LETTERS if row.get(letter, "") not in EMPTY)
     answer = row.get("answer", "").strip()
     answer = "" if answer in EMPTY else answer
-    if answer and answer not in LETTERS[: len(choices)]:
+    if answer and answer not in tuple(LETTERS[: len(choices)]):
         raise UserError(f"{path}: row {row['index']} has answer {answer!r} of {len(choices)} choices")
     right = (choices[LETTERS.index(answer)],) if answer else ()
     hint = row.get("hint", "").strip()

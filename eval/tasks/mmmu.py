@@ -77,7 +77,7 @@ def _query(row: dict[str, Any], path: Path, unpacked: Unpacked) -> Query:
     right: tuple[str, ...] = ()
     if row["question_type"] == "multiple-choice":
         letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
-        if not hidden and answer not in letters:
+        if not hidden and answer not in tuple(letters):
             raise UserError(f"{path}: question {row['id']} has answer {answer!r} of {len(choices)} choices")
         right = right if hidden else (choices[letters.index(answer)],)
         about = {**about, "letter": answer}

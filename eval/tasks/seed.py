@@ -54,7 +54,7 @@ def _task(data: Data, path: Path, part: str) -> Task:
 
 def _query(row: Any, picture: Path, path: Path) -> Query:
     id, letter = str(row["question_id"]), row["answer"].strip()
-    if letter not in LETTERS:
+    if letter not in tuple(LETTERS):  # nor nothing, nor two of them
         raise UserError(f"{path}: question {id} has answer {row['answer']!r}; expected one of A, B, C, D")
     choices = tuple(str(row[f"choice_{one.lower()}"]) for one in LETTERS)
     right = choices[LETTERS.index(letter)]

@@ -93,6 +93,16 @@ def test_a_broken_picture_demonstrates_nothing(data: Path) -> None:
         Demonstrations(task, 0).of(task.queries[0], 7)
 
 
+def test_what_has_no_answer_demonstrates_nothing(data: Path) -> None:
+    """A test part without a train part: its questions come without answers."""
+    task = task_of(data, "vqa/mini")
+    hidden = tuple(replace(query, answer="" if at < 6 else "red") for at, query in enumerate(task.queries))
+    draws = Demonstrations(replace(task, queries=hidden), seed=0)
+    assert [shot.answer for shot in draws.of(hidden[0], 1)] == ["red"]
+    with pytest.raises(UserError, match=r"only 0 other pictures with an answer to demonstrate with"):
+        draws.of(hidden[7], 1)
+
+
 def test_more_shots_than_pictures_are_refused(data: Path) -> None:
     task = task_of(data, "vqa/mini")
     with pytest.raises(UserError, match=r"vqa/mini: 4 shots .* only 3 other pictures .* at most 3"):

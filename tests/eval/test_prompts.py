@@ -94,6 +94,10 @@ def test_an_answer_is_what_follows_the_last_mark(said: str, taken: str | None) -
     assert Prompt().taken(said) == said
 
 
+def test_a_group_that_took_no_part_is_no_answer() -> None:
+    assert Prompt(extract=r"Answer: (.*)|I do not know").taken("I do not know") is None
+
+
 @pytest.mark.parametrize("style", [Settings(), CHAT])
 def test_only_the_last_demonstrations_are_shown_in_all_views(style: Settings) -> None:
     shots = [replace(SHOT, picture=Path(f"{at}.png")) for at in range(3)]
@@ -134,6 +138,8 @@ def test_a_context_stands_before_the_picture_asked_about() -> None:
         (replace(Settings(), icl=Prompt(stop=None)), r"icl\.stop is null; expected a value, or the line left out"),
         (replace(Settings(), tasks=None), "tasks is null; expected a value"),
         (replace(Settings(), shots=()), r"shots is \[\] .*; expected at least one of each"),
+        (replace(Settings(), shots=(4, 4)), r"shots is \[4, 4\] and arms .*; expected each of them once"),
+        (replace(Settings(), arms=("blind", "blind")), r"arms \['blind', 'blind'\]; expected each of them once"),
         (replace(Settings(), seeds=(1, 1)), r"seeds is \[1, 1\]; expected every seed once"),
         (
             replace(Settings(), vqa=replace(Prompt(), reasoning="{why}")),

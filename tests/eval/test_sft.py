@@ -208,6 +208,11 @@ def _seed_answer(folder: Path) -> None:
     path.write_text(path.read_text().replace('"answer": "A"', '"answer": "E"'))
 
 
+def _seed_no_answer(folder: Path) -> None:
+    path = folder / "seed/SEED-Bench.json"
+    path.write_text(path.read_text().replace('"answer": "A"', '"answer": ""'))
+
+
 def _chart_fields(folder: Path) -> None:
     write_json(folder / "ChartQA Dataset/test/test_human.json", [{"imgname": "0.png", "question": "How many?"}])
 
@@ -247,6 +252,7 @@ def _pope_twice(folder: Path) -> None:
         (releases.mmmu, _mmmu_file, "is not readable as parquet"),
         (releases.science_qa, _science_split, "lacks question 99 of test"),
         (releases.seed, _seed_answer, "question 100 has answer 'E'; expected one of A, B, C, D"),
+        (releases.seed, _seed_no_answer, "question 100 has answer ''; expected one of A, B, C, D"),
         (releases.chartqa, _chart_fields, "entry 1 has imgname, question; expected also query, label"),
         (releases.ai2d, _ai2d_unknown, "names diagram 7, of which"),
         (releases.llava_bench, _bench_context, "has nothing for question 1 about 001.jpg"),

@@ -50,6 +50,26 @@ def test_the_benchmarks_of_a_folder_are_named_without_reading_them(mm1_eval, rel
 VQA = {"question": "What colour?", "references": ["red"] * 3 + ["Dark  red."] * 7}
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("references", None),
+        ("shots", "x"),
+        ("answer", None),
+        ("answer", 3),
+        ("id", [1]),
+        ("image", None),
+        ("score", "x"),
+    ],
+)
+def test_an_answer_that_was_edited_badly_is_named(mm1_eval, tmp_path: Path, capsys, field: str, value: object) -> None:
+    folder = stored(tmp_path / "out", [answer("t", "1", "red"), {**answer("t", "2", "red"), field: value}])
+    with pytest.raises(SystemExit, match="2"):
+        mm1_eval("score", folder / "answers.jsonl")
+    told = capsys.readouterr().err
+    assert f"answer 2 has {field} = {value!r}; expected an answers.jsonl written by mm1-eval run" in told
+
+
 def test_every_step_of_a_vqa_score_is_shown(mm1_eval, tmp_path: Path) -> None:
     asked = answer("vqav2/val", "7", "The red.", **VQA, prompt="<image>Question: What colour? Short answer:", seed=3)
     told = mm1_eval("explain", stored(tmp_path / "out", [{**asked, "demonstrations": ["1", "2"]}]), "7")

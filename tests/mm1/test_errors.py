@@ -102,6 +102,16 @@ def test_what_the_system_refuses_is_said_with_its_path(tmp_path: Path, capsys: p
     assert message.startswith(f"error: {tmp_path}/no folder/file cannot be used (No such file or directory)")
 
 
+def test_a_yaml_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x81")
+    with pytest.raises(SystemExit, match="2"):
+        door(lambda: parsed("--config", str(tmp_path / "c.yaml")))
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert "no text ('utf-8' codec can't decode byte 0xff in position 0" in told
+
+
 def test_a_user_s_fault_and_ctrl_c_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def faulty() -> None:
         raise UserError("the YAML is wrong\n  in line 3")
