@@ -21,7 +21,7 @@ from mm1.batch import Batch
 from mm1.errors import UserError, at_least
 from mm1.runs import Run
 from mm1.train.callbacks import AfterSteps
-from mm1.train.checkpoints import settle
+from mm1.train.checkpoints import BeforeSaving, settle
 from mm1.train.masters import MasterAdamW
 from mm1.train.module import Objective
 
@@ -75,7 +75,7 @@ class Pending:
     losses: Tensor
 
 
-class BadSteps(AfterSteps):
+class BadSteps(AfterSteps, BeforeSaving):
     """Judge every step before the optimizer takes it.
 
     The tokens, positions and document ids of a bad step are kept in ``bad_steps/`` of the run folder, one file for each
@@ -139,7 +139,8 @@ class BadSteps(AfterSteps):
         verdict = torch.stack([lost, broken, loss, mine.double()])
         step = trainer.global_step + 1
         self.pending = Pending(trainer, step, limit, Later(verdict), self.micro_batches, losses)
-        if isinstance(optimizer, MasterAdamW) and verdict.is_cuda:
+        if obeys_on_device(optimizer, verdict):
+            assert isinstance(optimizer, MasterAdamW)
             optimizer.skip = bad if self.all_bad is None else bad | self.all_bad
             # until the host has heard, what must not go on from a bad step does not
             self.all_bad = None if self.policy == "skip" else optimizer.skip
@@ -213,8 +214,17 @@ class BadSteps(AfterSteps):
         self.micro_batches, self.losses = [], []
         if last:
             self._heed()
+        self._go_back(trainer)
+
+    def before_saving(self, trainer: lightning.Trainer) -> None:
+        """Hear of the step at hand, so that no checkpoint takes the place of the one that is gone back to."""
+        self._heed()
+        self._go_back(trainer)
+
+    def _go_back(self, trainer: lightning.Trainer) -> None:
         if self.rolls_back:
-            self.rolls_back, self.all_bad = False, None
+            # the step after a bad one was begun from weights that are undone, so its verdict counts for nothing
+            self.rolls_back, self.all_bad, self.pending = False, None, None
             roll_back(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,6 +236,11 @@ class BadSteps(AfterSteps):
         """Go on from :meth:`state_dict`."""
         self.recent = deque(state_dict["recent"], maxlen=RECENT)
         self.bad, self.good = state_dict["bad"], state_dict["good"]
+
+
+def obeys_on_device(optimizer: torch.optim.Optimizer, verdict: Tensor) -> bool:
+    """Whether the optimizer leaves a bad step out by itself, so that the host may hear of it later."""
+    return isinstance(optimizer, MasterAdamW) and verdict.is_cuda
 
 
 def roll_back(trainer: lightning.Trainer) -> None:

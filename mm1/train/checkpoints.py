@@ -65,6 +65,14 @@ class BetweenSteps(Callback):
         self.between(trainer, trainer.global_step, last=True)
 
 
+class BeforeSaving(Callback):
+    """Has something to settle before any checkpoint is written."""
+
+    def before_saving(self, trainer: lightning.Trainer) -> None:
+        """All ranks call this, after the same step."""
+        raise NotImplementedError
+
+
 class SaveLast(BetweenSteps):
     """Write ``checkpoints/last.ckpt`` every so many steps and at the end; keep older ones as ``step-00001000.ckpt``.
 
@@ -247,6 +255,9 @@ def save(trainer: lightning.Trainer, path: Path) -> None:
     Raises:
         UserError: It cannot be written, such as on a disk that is full; the old one is as it was.
     """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BeforeSaving):
+            callback.before_saving(trainer)
     if (background := _background(trainer)) is not None:
         changing = [name for name, _ in trainer.lightning_module.named_buffers()]
         background.save(trainer.global_step, path, lambda: _in_parts(trainer, _dumped), changing)

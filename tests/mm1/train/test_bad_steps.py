@@ -15,6 +15,7 @@ from mm1.batch import Batch
 from mm1.errors import UserError
 from mm1.runs import Run
 from mm1.train.bad_steps import BadSteps
+from mm1.train.masters import MasterAdamW
 from tests.conftest import ROW_TOKENS, fit, run_config
 from tests.end_to_end.test_resume import checkpoint_of
 from tests.mm1.train.test_strategy import fit_on
@@ -121,6 +122,42 @@ def test_rolled_back_to_the_last_checkpoint(corpus: Path, tmp_path: Path, layout
     assert [lines[step]["positions"] for step in lines] == [expected[step]["positions"] for step in lines]
     assert lines[10]["lr/decoder"] == expected[10]["lr/decoder"]
     assert checkpoint_of(run.last)["optimizer_states"][0]["state"][0]["step"] == 6 + 4
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host hears of a step in the next one, as on a GPU."""
+    monkeypatch.setattr("mm1.train.bad_steps.obeys_on_device", lambda optimizer, _: isinstance(optimizer, MasterAdamW))
+
+
+def damaged_late(corpus: Path, policy: str, **settings: Any) -> dict[str, Any]:
+    config = damaged(corpus, policy) | settings
+    config["model"]["optimizer"]["states"] = "bfloat16"  # by MasterAdamW, on a CPU too
+    return config
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+@pytest.mark.parametrize("every", [4, 3])
+def test_a_verdict_that_comes_late_is_heard_before_a_checkpoint(
+    corpus: Path, tmp_path: Path, layout: str, every: int
+) -> None:
+    """Else that of step 8 would be of damaged weights, and what is gone back to; step 9 is lost if none is due."""
+    settings = {"checkpoints": layout, "save_every_n_steps": every, "keep_every_n_steps": every}
+    run = fit(tmp_path, damaged_late(corpus, "roll_back", **settings))
+    assert run.about()["finished"]
+    last_good, first = (4, 8) if every == 4 else (6, 9)
+    stored = {step: checkpoint_of(run.kept(step)) for step in (last_good, first)}
+    assert same(stored[last_good]["state_dict"], stored[first]["state_dict"])
+    assert checkpoint_of(run.last)["optimizer_states"][0]["state"][0]["step"] == last_good + 12 - first
+    assert [path.name for path in run.bad_steps.iterdir()] == ["step-00000008-rank-0.pt"]
+
+
+@pytest.mark.usefixtures("late")
+def test_a_late_verdict_stops_before_the_checkpoint_of_its_step(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the loss of step 8 is nan"):
+        fit(tmp_path, damaged_late(corpus, "stop", save_every_n_steps=4))
+    assert checkpoint_of(Run(tmp_path).last)["global_step"] == 4
 
 
 @pytest.mark.parametrize("policy", ["stop", "roll_back"])
