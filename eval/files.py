@@ -177,6 +177,18 @@ def check_ids(ids: Iterable[str], path: Path) -> None:
             raise UserError(f"{path} has id {id} on {count} questions; expected every id once")
 
 
+def text_lines(path: Path) -> list[str]:
+    """Lines of a text file.
+
+    Raises:
+        UserError: It is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not readable as text ({error}); expected UTF-8") from None
+
+
 def _lines(path: Path, expected: str) -> list[Any]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

@@ -139,6 +139,8 @@ def _group(metric: Metric, arms: Mapping[str, Mapping[Asked, Answer]]) -> dict[s
         inside = {key: answer for key, answer in answers.items() if key[0] in metric.golds}
         anew = {key: {**answer, "score": metric.score(key[0], answer["answer"])} for key, answer in inside.items()}
         entry[arm], entry[INTERVALS.get(arm, f"{arm}_interval")] = mean(anew, None, metric, GROUP_RESAMPLES)
+        if any(answer.get("dropped") for answer in inside.values()):
+            entry["dropped"] = True
     return entry
 
 
@@ -281,10 +283,11 @@ def table(scores: dict[str, Any]) -> str:
             marked = shots + DAGGER * bool(at.get("dropped"))
             lines.append([name, str(task["n"]), marked, *_arms(at), *baselines])
             for group, of in at.get("groups", {}).items():
-                lines.append([f"  {group}", str(of["n"]), shots, *_arms(of), "-", "-"])
+                fewer = shots + DAGGER * bool(of.get("dropped"))
+                lines.append([f"  {group}", str(of["n"]), fewer, *_arms(of), "-", "-"])
             for arm, more in at.get("also", {}).items():
                 told = ", ".join(f"{of} {number(value)}" for of, value in more.items())
-                also.append(f"{name} at {shots} shots, {arm}: {told}")
+                also.append(f"{name} at {marked} shots, {arm}: {told}")
     warnings = [f"{name}: {warning}" for name, task in scores["tasks"].items() for warning in task["warnings"]]
     warnings += [told for name, task in scores["tasks"].items() for told in dropped(name, task["shots"])]
     if shared := scores.get("overlap"):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.files import Data, check_row, strings
+from eval.files import Data, check_row, strings, text_lines
 from eval.task import LETTERS, Offer, Query, Task, source
 from mm1.errors import UserError
 from mm1.runs import read_object
@@ -29,7 +29,7 @@ def _task(data: Data, path: Path) -> Task:
     folders = [at for at in (path.parent / "questions", *path.parent.glob("*/questions")) if at.is_dir()]
     if not folders:
         raise UserError(f"{path} stands without a folder questions/; expected that of AI2D beside it")
-    test = {line.strip() for line in path.read_text().splitlines() if line.strip()}
+    test = {line.strip() for line in text_lines(path) if line.strip()}
     files = sorted(folders[0].glob("*.json"), key=lambda file: (len(file.name), file.name))
     if unknown := test - {_number(file) for file in files}:
         raise UserError(f"{path} names diagram {min(unknown)}, of which {folders[0]} has no questions")

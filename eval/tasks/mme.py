@@ -10,7 +10,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from eval.files import DEPTH, Data
+from eval.files import DEPTH, Data, text_lines
 from eval.metrics.yes_no import COGNITION, PERCEPTION
 from eval.task import Offer, Query, Task
 from mm1.errors import UserError
@@ -46,7 +46,7 @@ def _subtask(folder: Path) -> list[Query]:
     queries = []
     for path in sorted(texts.glob("*.txt")):
         picture = next((at for end in PICTURES if (at := shown / f"{path.stem}{end}").is_file()), shown / path.stem)
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(text_lines(path), start=1):
             if not line.strip():
                 continue
             question, _, answer = (part.strip() for part in line.partition("\t"))

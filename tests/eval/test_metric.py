@@ -12,7 +12,7 @@ from eval.metrics.cider import CiderScore
 from eval.metrics.interval import interval, interval_of
 from eval.metrics.metric import Metric, metric_class
 from eval.prompts import Settings
-from eval.scores import by_shots, rescore
+from eval.scores import by_shots, rescore, table
 from eval.store import Answers
 from eval.task import Query, Task
 from mm1.data.tokenizer import Tokenizer
@@ -70,6 +70,16 @@ def test_a_number_that_is_no_mean_its_groups_and_what_it_says_besides(monkeypatc
     assert at["also"] == {"sighted": {"answered": 3}}
     assert 0 <= at["interval"][0] < 200 / 3 < at["interval"][1] <= 100
     assert found["warnings"] == ["1 of 4 answers are empty"]
+
+
+def test_a_sub_score_made_with_fewer_demonstrations_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of group b alone one answer lost a demonstration; what stands beside the number of all is marked, too."""
+    monkeypatch.setattr("eval.scores.metric_class", lambda name: Share)
+    answers = said(["x", "x", "x", "y"], ["a", "a", "b", "b"], "share")
+    answers[3]["dropped"] = ["7"]
+    told = table({"tasks": rescore(answers)}).splitlines()
+    assert [line.split()[:3] for line in told[1:4]] == [["t", "4", "0†"], ["a", "2", "0"], ["b", "2", "0†"]]
+    assert told[4].startswith("t at 0† shots, sighted: answered")
 
 
 def test_the_interval_of_a_function_of_sums_is_that_of_the_mean_for_a_mean() -> None:

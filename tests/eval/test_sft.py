@@ -213,6 +213,14 @@ def _seed_no_answer(folder: Path) -> None:
     path.write_text(path.read_text().replace('"answer": "A"', '"answer": ""'))
 
 
+def _mme_bytes(folder: Path) -> None:
+    next(folder.rglob("existence/0.txt")).write_bytes(b"\xff\xfe\x81")
+
+
+def _ai2d_bytes(folder: Path) -> None:
+    next(folder.rglob("ai2d_test_ids.csv")).write_bytes(b"\xff\xfe\x81")
+
+
 def _chart_fields(folder: Path) -> None:
     write_json(folder / "ChartQA Dataset/test/test_human.json", [{"imgname": "0.png", "question": "How many?"}])
 
@@ -254,6 +262,8 @@ def _pope_twice(folder: Path) -> None:
         (releases.seed, _seed_answer, "question 100 has answer 'E'; expected one of A, B, C, D"),
         (releases.seed, _seed_no_answer, "question 100 has answer ''; expected one of A, B, C, D"),
         (releases.chartqa, _chart_fields, "entry 1 has imgname, question; expected also query, label"),
+        (releases.ai2d, _ai2d_bytes, "ai2d_test_ids.csv is not readable as text"),
+        (releases.mme, _mme_bytes, "existence/0.txt is not readable as text"),
         (releases.ai2d, _ai2d_unknown, "names diagram 7, of which"),
         (releases.llava_bench, _bench_context, "has nothing for question 1 about 001.jpg"),
         (releases.mm_vet, _vet_skills, "expected also capability"),
