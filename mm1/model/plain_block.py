@@ -61,8 +61,14 @@ class PatchConv(nn.Conv2d):
         """[I, 3, S, S] -> [I, V, grid, grid]."""
         if not images_ICHW.is_cuda:
             return super().forward(images_ICHW)
+        return self.product(images_ICHW)
+
+    def product(self, images_ICHW: Tensor) -> Tensor:
+        """The same by one product; like a convolution it leaves out what is no whole patch at the lower right."""
         down, right = self.kernel_size
-        tiles = images_ICHW.unflatten(3, (-1, right)).unflatten(2, (-1, down))  # [I, 3, grid, down, grid, right]
+        whole = [side // size * size for side, size in zip(images_ICHW.shape[2:], self.kernel_size, strict=True)]
+        cut_ICHW = images_ICHW[:, :, : whole[0], : whole[1]]
+        tiles = cut_ICHW.unflatten(3, (-1, right)).unflatten(2, (-1, down))  # [I, 3, grid, down, grid, right]
         patches = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3)
         return linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from mm1.errors import UserError
+from mm1.model.plain_block import PatchConv
 from mm1.model.vision import OpenClip, Timm
 
 TINY = {"layers": 3, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
@@ -211,3 +212,12 @@ def test_dinov2_keeps_its_layer_scale(config):
     mm1.init_weights(0)
     assert (mm1.vision.visual.blocks[0].ls1.gamma == 1e-5).all()
     assert mm1.encode_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 4, 32)
+
+
+@pytest.mark.parametrize("side", [28, 33])
+def test_the_first_layer_as_a_product_is_the_convolution(side: int) -> None:
+    """Pictures need be no multiple of patches: open_clip takes 384 px in patches of 14 as 27 of them."""
+    torch.manual_seed(0)
+    layer = PatchConv(3, 8, 7, 7, bias=True)
+    images_ICHW = torch.randn(2, 3, side, side)
+    torch.testing.assert_close(layer.product(images_ICHW), layer(images_ICHW), rtol=1e-4, atol=1e-5)

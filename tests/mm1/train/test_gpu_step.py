@@ -67,3 +67,16 @@ def test_the_fast_path_learns_what_the_plain_one_does(make_corpus, tmp_path, exp
         losses[way] = [line["loss"] for line in fit(tmp_path / way, config).history("train")]
     assert losses["plain"] == pytest.approx(losses["cpu"], rel=2e-3)
     assert losses["fast"] == pytest.approx(losses["plain"], rel=0.03)
+
+
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+def test_a_halted_run_goes_on(make_corpus, tmp_path, weights, layout):
+    """Counts of steps are read to the CPU, and verdicts that are added to them are on the GPU."""
+    corpus, halt = make_corpus(captions=41, interleaved=30, text=17), "tests.mm1.train.test_masters.Until"
+    for step in (3, 6):
+        until = [{"class_path": halt, "init_args": {"step": step}}]
+        config = on_gpu(corpus, 0, max_steps=6, callbacks=until, log_every_n_steps=1, limit_val_batches=0)
+        config["model"]["weights"] = weights
+        run = fit(tmp_path / "run", config | {"checkpoints": layout})
+    assert [line["step"] for line in run.history("train")] == [1, 2, 3, 4, 5, 6]
