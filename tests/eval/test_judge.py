@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eval.__main__ import main
+from eval.__main__ import main, parser
 from eval.harness import run
 from eval.judge import Command, Server, Wording
 from eval.prompts import Prompt, Settings
@@ -128,6 +128,14 @@ def test_a_server_judges_a_run(
     assert scores(answered)["tasks"] == found["tasks"], "scoring anew needs no judge"
     again = run(model, tokenizer, checkpoint, answered.parent / "data", SETTINGS, answered)
     assert again["tasks"]["llava-bench/wild"]["shots"] == found["tasks"]["llava-bench/wild"]["shots"], "nor a rerun"
+
+
+def test_the_shipped_words_are_those_that_are_asked_without_a_file() -> None:
+    shipped = Path(__file__).resolve().parents[2] / "configs" / "eval" / "judge" / "own.yaml"
+    asked, plain = (
+        parser().parse_args(["judge", "OUT", *config]).judge.as_dict() for config in (["--config", str(shipped)], [])
+    )
+    assert asked | {"config": None} == plain | {"config": None}
 
 
 def test_a_command_judges_a_run_in_the_words_it_is_given(answered: Path, tmp_path: Path, monkeypatch) -> None:

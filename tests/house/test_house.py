@@ -120,3 +120,8 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if not target.startswith(("http", "mailto")):
                 assert (page.parent / target).exists(), f"{name(page)} links to {target}"
+
+
+def test_the_house_names_every_heavy_library() -> None:
+    told = (ROOT / "docs" / "house.md").read_text().partition("## Rules of every file")[0]
+    assert not [heavy for heavy in ADDRESSES if f"`{heavy}`" not in told]
