@@ -141,7 +141,7 @@ def run(
 ) -> dict[str, Any]:
     """Evaluate a model on a data folder, showing progress; write ``answers.jsonl`` and ``scores.json`` to ``out``.
 
-    Finished answers are kept when it is run again; a changed setting, checkpoint or benchmark starts over. The scored
+    Finished answers are kept when it is run again; a changed setting, checkpoint or benchmark starts anew. The scored
     pictures that stand in ``corpora``, on which the model was trained, are counted. Another ``engine`` than one on the
     model in this process may answer.
 

@@ -37,7 +37,8 @@ class Answers:
 
     Args:
         folder: The evaluation's folder; made if need be. None keeps answers in memory only.
-        asked: Fingerprint of all that was asked. Answers to anything else are forgotten, once :meth:`begin` says so.
+        asked: Fingerprint of all that was asked. Answers to anything else are set aside, once :meth:`begin` says so, as
+            ``answers-<fingerprint>.jsonl``; asked again, they are taken up again.
         tokenizer: Fingerprint of the checkpoint's; a model of another one does not take the place of what is there.
 
     Raises:
@@ -58,18 +59,27 @@ class Answers:
                 f"{folder} holds answers of a checkpoint with tokenizer {theirs}, this one has {tokenizer}; expected "
                 f"the same, or another folder (--out)"
             )
-        if before.get("asked") == asked:
-            self.found = {key(answer): answer for answer in _whole_lines(self._path)}
+        self._other: str | None = None if before.get("asked") == asked else before.get("asked")
+        kept = self._path if before.get("asked") == asked else self._aside(asked)
+        if kept.exists():
+            self.found = {key(answer): answer for answer in _whole_lines(kept)}
+
+    def _aside(self, asked: str) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"answers-{asked}.jsonl")
 
     def begin(self) -> None:
         """Leave on disk what is kept and nothing else: called when all that can be refused has been."""
         if self._path is None:
             return
+        if self._other is not None and self._path.exists():
+            self._path.replace(self._aside(self._other))
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.found.values())
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(lines)  # a line that a kill cut short goes, before another is put behind it
         temporary.replace(self._path)
         write_json(self._path.with_name(MARKED), self._asked)
+        self._aside(self._asked["asked"]).unlink(missing_ok=True)
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep answers; they are on disk when this returns."""
