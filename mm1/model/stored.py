@@ -311,5 +311,5 @@ def _check_format(found: Any, path: Path, read: range = range(FORMAT, FORMAT + 1
         return
     newer = isinstance(found, int) and found > read[-1]
     mend = "update mm1" if newer else "read it with the version that wrote it"
-    formats = " and ".join(map(str, read))
+    formats = f"{read[0]} to {read[-1]}" if len(read) > 1 else str(read[0])
     raise UserError(f"{path} has checkpoint format {found}; this version reads format {formats}: {mend}")

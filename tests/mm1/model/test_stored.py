@@ -29,7 +29,7 @@ def with_weights(content: dict[str, Any], change: Callable[[dict], Any]) -> dict
 
 NORM = "model.decoder.norm.weight"
 FAULTS: list[tuple[Callable[[dict], Any], str]] = [
-    (lambda c: changed(c, format=3), "checkpoint format 3; this version reads format 1 and 2: update mm1"),
+    (lambda c: changed(c, format=9), "checkpoint format 9; this version reads format 1 to 3: update mm1"),
     (lambda c: changed(c, format=0), "checkpoint format 0; .* with the version that wrote it"),
     (lambda c: changed(c, model="class_path: [", format=1), "configuration that is not YAML"),
     (lambda c: changed(c, model="hello"), "configuration without a class_path"),

@@ -172,6 +172,6 @@ def test_a_checkpoint_is_read_without_lightning(corpus: Path, tmp_path: Path) ->
     answer = mm1.load(run.last).generate([], "which colour is it?", max_new_tokens=4)
     assert isinstance(answer, str)
     checkpoint = torch.load(run.last, weights_only=True)
-    assert checkpoint["mm1"]["format"] == 2
+    assert checkpoint["mm1"]["format"] == 3
     assert yaml.safe_load(checkpoint["mm1"]["model"])["class_path"] == "mm1.model.mm1.MM1"
     assert checkpoint["mm1"]["tokenizer"] == (corpus / "tokenizer.model").read_bytes()
