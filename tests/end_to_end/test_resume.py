@@ -171,7 +171,7 @@ def test_resuming_what_does_not_belong_together(corpus: Path, tmp_path: Path) ->
         fit(tmp_path / "run", config, "--model.optimizer.parts", "{vision: {frozen: true}}")
     checkpoint = torch.load(run.last, weights_only=True)
     for change, told in (
-        ({"mm1": {**checkpoint["mm1"], "format": 0}}, "format 0; this version reads format 1 and 2 and 3"),
+        ({"mm1": {**checkpoint["mm1"], "format": 0}}, "format 0; this version reads format 1 to 3"),
         ({"optimizer_states": None, "loops": None}, "holds weights alone, so there is nothing to go on with"),
     ):
         torch.save({key: value for key, value in {**checkpoint, **change}.items() if value is not None}, run.last)
