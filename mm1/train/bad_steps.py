@@ -135,7 +135,7 @@ class BadSteps(AfterSteps, BeforeSaving):
         lost, broken, cross_entropy, targets = pl_module.over_ranks(told)
         loss = cross_entropy / targets.clamp(min=1)
         limit = self._limit()
-        bad = (lost > 0) | (broken > 0) | ~(loss <= limit)
+        bad = (lost > 0) | (broken > 0) | ~torch.isfinite(loss) | (loss > limit)
         verdict = torch.stack([lost, broken, loss, mine.double()])
         step = trainer.global_step + 1
         self.pending = Pending(trainer, step, limit, Later(verdict), self.micro_batches, losses)

@@ -33,7 +33,6 @@ SIZES = {
     "tiny": Size(64, 2, 2, 128, 64, 2, 2, 56, 14, 256, 2, 4),
 }
 VOCABULARY = 32064
-DOCUMENT_TOKENS = 512
 
 
 def train(

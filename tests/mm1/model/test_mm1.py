@@ -180,3 +180,14 @@ def test_frozen_parts_stay_out_of_the_backward_pass(model, batch):
 def test_a_batch_that_does_not_fit_is_refused(model, batch, change, message):
     with pytest.raises(UserError, match=message):
         model().losses(change(batch()))
+
+
+@torch.no_grad()
+def test_across_documents_a_position_sees_all_of_its_row_before_it(model, batch):
+    rows = batch()
+    apart, across = model(), model(across_documents=True)
+    one = replace(rows, segments_BT=torch.ones_like(rows.segments_BT))  # the same row as if it were one document
+    found, expected = across(rows).hidden_BTD, apart(one).hidden_BTD
+    filled_BT = rows.segments_BT > 0
+    assert torch.allclose(found[filled_BT], expected[filled_BT], atol=1e-5)
+    assert not torch.allclose(found[filled_BT], apart(rows).hidden_BTD[filled_BT], atol=1e-3)
