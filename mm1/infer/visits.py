@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,12 +28,8 @@ def weighed(decoder: Decoder) -> Iterator[Weights]:
     Where a position falls into sub-tokens, an expert's weight is the mean over all of them.
     """
     weights: Weights = {}
-    hooks = [router.register_forward_hook(partial(_weigh, weights, layer)) for layer, router in _routers(decoder)]
-    try:
+    with _told(decoder, partial(_weigh, weights)):
         yield weights
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -44,22 +40,25 @@ def watched(decoder: Decoder) -> Iterator[Visits]:
     position falls into sub-tokens, the experts of all of them are told, the highest mean share first.
     """
     visits: Visits = {}
-    hooks = [router.register_forward_hook(partial(_note, visits, layer)) for layer, router in _routers(decoder)]
-    try:
+    with _told(decoder, partial(_note, visits)):
         yield visits
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _routers(decoder: Decoder) -> list[tuple[int, Router]]:
-    return [
-        (index, module)
+@contextmanager
+def _told(decoder: Decoder, tell: Callable[..., None]) -> Iterator[None]:
+    """``tell(layer, router, inputs, routing)`` whenever a router has decided."""
+    hooks = [
+        module.register_forward_hook(partial(tell, index))
         for index, layer in enumerate(decoder.layers)
         if isinstance(layer.ffn, Mixture)
         for module in layer.ffn.modules()
         if isinstance(module, Router)
     ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _weigh(weights: Weights, layer: int, module: Router, inputs: tuple[Any, ...], routing: Routing) -> None:

@@ -166,17 +166,17 @@ def _here(parameter: Tensor | None, *, terms: bool = False) -> Any:
     return parameter.to_local(grad_placements=[Partial()] if terms else None)
 
 
+def _take(cut: nn.Linear, of: nn.Linear) -> None:
+    """Begin as ``of``, with its very parameters."""
+    nn.Module.__init__(cut)
+    cut.in_features, cut.out_features, cut.weight, cut.bias = of.in_features, of.out_features, of.weight, of.bias
+
+
 class _Columns(nn.Linear):
     """A projection of whole inputs to outputs of which this rank has some."""
 
     def __init__(self, of: nn.Linear, mesh: DeviceMesh, placement: Placement) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features, self.weight, self.bias = (
-            of.in_features,
-            of.out_features,
-            of.weight,
-            of.bias,
-        )
+        _take(self, of)
         _keep(self, "weight", mesh, placement)
         _keep(self, "bias", mesh, placement)
 
@@ -189,13 +189,7 @@ class _Rows(nn.Linear):
     """A projection of inputs of which this rank has some, to its stretch of the outputs' rows."""
 
     def __init__(self, of: nn.Linear, mesh: DeviceMesh, group: Group) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features, self.weight, self.bias = (
-            of.in_features,
-            of.out_features,
-            of.weight,
-            of.bias,
-        )
+        _take(self, of)
         self.group = group
         _keep(self, "weight", mesh, Shard(1))
         _keep(self, "bias", mesh, Replicate())
