@@ -13,15 +13,34 @@ PERCEPTION = ["existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
 
 
-class PopeF1(Metric):
+class YesNo(Metric):
+    """Answers that are read as yes or no, each by the benchmark's own :meth:`read`."""
+
+    @staticmethod
+    def read(answer: str) -> str:
+        """What an answer is taken for."""
+        raise NotImplementedError
+
+    def score(self, id: str, answer: str) -> float:
+        """100 where the answer is right."""
+        return 100.0 * (self.read(answer) == self.golds[id].references[0].strip().lower())
+
+    def explain(self, id: str, answer: str) -> list[str]:
+        """As what it is read."""
+        told = [f"answer {answer!r}", f"read as {self.read(answer)}", f"right is {self.golds[id].references[0]}"]
+        return [*told, *super().explain(id, answer)]
+
+
+class PopeF1(YesNo):
     """F1 of "yes", with accuracy, precision, recall and the share of yes beside it."""
 
     name = "pope_f1"
     title = "F1 × 100"
 
-    def score(self, id: str, answer: str) -> float:
-        """100 where the answer is right."""
-        return 100.0 * (pope_answer(answer) == self.golds[id].references[0].strip().lower())
+    @staticmethod
+    def read(answer: str) -> str:
+        """As POPE does."""
+        return pope_answer(answer)
 
     def counts(self, answers: Mapping[str, str], scores: Mapping[str, float]) -> dict[str, Sequence[float]]:
         """True and false yes, false and true no."""
@@ -42,22 +61,12 @@ class PopeF1(Metric):
             "yes, %": 100 * float((hits + false_yes) / len(answers)),
         }
 
-    def explain(self, id: str, answer: str) -> list[str]:
-        """As what it is read."""
-        right = self.golds[id].references[0]
-        return [
-            f"answer {answer!r}",
-            f"read as {pope_answer(answer)}",
-            f"right is {right}",
-            *super().explain(id, answer),
-        ]
-
     def _count(self, id: str, answer: str) -> tuple[float, ...]:
         said, right = pope_answer(answer) == "yes", self.golds[id].references[0].strip().lower() == "yes"
         return tuple(map(float, (said and right, said and not right, right and not said, not said and not right)))
 
 
-class Mme(Metric):
+class Mme(YesNo):
     """Points of MME: of each of 14 subtasks accuracy plus accuracy+, the share of pictures with both questions right.
 
     2000 points of perception and 800 of cognition together; ``also`` has the two sums. The subtask of a question is
@@ -77,9 +86,10 @@ class Mme(Metric):
         if odd := sum(len(ids) != 2 for ids in self._pairs.values()):
             self.warnings.append(f"{odd} of {len(pairs)} pictures have not two questions each, as MME's have")
 
-    def score(self, id: str, answer: str) -> float:
-        """100 where the answer is right."""
-        return 100.0 * (mme_answer(answer) == self.golds[id].references[0].strip().lower())
+    @staticmethod
+    def read(answer: str) -> str:
+        """As MME does."""
+        return mme_answer(answer)
 
     def counts(self, answers: Mapping[str, str], scores: Mapping[str, float]) -> dict[str, Sequence[float]]:
         """Of each subtask: right answers, answers, pictures with all right, pictures; booked on a picture's first."""
@@ -108,16 +118,6 @@ class Mme(Metric):
             for half, names in halves.items()
             if any(name in points for name in names)
         }
-
-    def explain(self, id: str, answer: str) -> list[str]:
-        """As what it is read."""
-        right = self.golds[id].references[0]
-        return [
-            f"answer {answer!r}",
-            f"read as {mme_answer(answer)}",
-            f"right is {right}",
-            *super().explain(id, answer),
-        ]
 
     @staticmethod
     def _points(sums_K: np.ndarray, at: int) -> np.ndarray:

@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.machine import RESULTS, append, where
 from benchmarks.train import SIZES, our_batch, our_model
-from mm1.errors import UserError
 from mm1.model.pieces import Pieces
 from mm1.runs import Run
 from mm1.train.background import Background
@@ -47,16 +46,13 @@ def checkpoint(
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
     """
-    if size != "tiny" and not torch.cuda.is_available():
-        raise UserError("no CUDA device; expected a GPU (--size tiny runs on a CPU)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, about = where("torch", small=size == "tiny", flag="--size tiny")
     place = Path(tempfile.mkdtemp(prefix="mm1-checkpoint-", dir=folder))
     try:
         lines = _compare(size, rows, saves, steps, peer, device, Run(place))
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = {**machine(), "card": card, **versions("torch"), "size": size, "rows": rows}
+    about |= {"size": size, "rows": rows}
     print(append(results / "checkpoint.csv", [{**about, **line, "note": note} for line in lines]))
 
 

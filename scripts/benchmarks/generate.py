@@ -24,13 +24,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants.transformers_generate import TransformersGenerate
-from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.machine import RESULTS, append, where
 from benchmarks.photos import WORDS
 from benchmarks.train import SIZES, our_model
 from mm1.data.image import prepare
 from mm1.data.tokenizer import Tokenizer
 from mm1.data.tokenizer import train as train_tokenizer
-from mm1.errors import UserError
 from mm1.infer.assistant import cast
 from mm1.infer.continuous import Answer
 from mm1.infer.engine import Engine, exact
@@ -83,11 +82,8 @@ def generate(
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
     """
-    if size != "tiny" and not torch.cuda.is_available():
-        raise UserError("no CUDA device; expected a GPU (--size tiny runs on a CPU)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = {**machine(), "card": card, **versions("torch", "transformers"), "size": size}
+    device, about = where("torch", "transformers", small=size == "tiny", flag="--size tiny")
+    about |= {"size": size}
     bench = _bench(size, device, prompts)
     peer = TransformersGenerate(bench.model, SIZES[size], NEW)
     exactly = _exact(bench, SIZES[size], exact_prompts) if exact_prompts else ""

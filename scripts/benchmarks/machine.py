@@ -12,6 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mm1.errors import UserError
+
 FOLDER = Path(tempfile.gettempdir()) / "mm1-benchmark"  # where corpora are kept from run to run
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
@@ -20,6 +24,24 @@ def machine() -> dict[str, Any]:
     """Date, processor, cores and how busy they were when asked."""
     load = round(os.getloadavg()[0], 2)
     return {"date": date.today().isoformat(), "cpu": _processor(), "cores": os.cpu_count(), "load": load}
+
+
+def where(*packages: str, small: bool, flag: str) -> tuple[torch.device, dict[str, Any]]:
+    """The first GPU, or the CPU where there is none, and what a figure depends on there.
+
+    Args:
+        packages: Whose versions count.
+        small: Whether a CPU will do.
+        flag: What makes it do, for the error.
+
+    Raises:
+        UserError: There is no GPU and a CPU will not do.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not small and device.type == "cpu":
+        raise UserError(f"no CUDA device; expected a GPU ({flag} runs on a CPU)")
+    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    return device, {**machine(), "card": card, **versions(*packages)}
 
 
 def versions(*packages: str) -> dict[str, str]:

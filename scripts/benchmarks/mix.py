@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants.assembled import Assembled, Size
-from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.machine import RESULTS, append, where
 from benchmarks.moe import Step, measured
 from benchmarks.train import SIZES, VOCABULARY, our_model
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.data.pack import Limits, Piece, Queue, next_row
-from mm1.errors import UserError
 from mm1.train.masters import MasterAdamW
 from mm1.train.module import lower
 from mm1.train.parallel import gradient_norm
@@ -53,11 +52,7 @@ def mix(
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
     """
-    if size != "tiny" and not torch.cuda.is_available():
-        raise UserError("no CUDA device; expected a GPU (--size tiny runs on a CPU)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = {**machine(), "card": card, **versions("torch", "triton", "transformers")}
+    device, about = where("torch", "triton", "transformers", small=size == "tiny", flag="--size tiny")
     shape, lines = SIZES[size], []
     packed, padded = packed_batches(shape, rows), padded_batches(shape, rows)
     ways: dict[str, tuple[Callable[..., Step], list[Batch]]] = {

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.machine import RESULTS, append, where
 from mm1.errors import UserError
 from mm1.model.ffn import SwiGLU
 from mm1.model.moe.layer import MoE
@@ -108,11 +108,7 @@ def moe(
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
     """
-    if not (small or torch.cuda.is_available()):
-        raise UserError("no CUDA device; expected a GPU (--small true runs a tiny shape on a CPU)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = {**machine(), "card": card, **versions("torch", "triton", "transformers", "liger_kernel")}
+    device, about = where("torch", "triton", "transformers", "liger_kernel", small=small, flag="--small true")
     rows = []
     chosen = range(len(SHAPES)) if shapes is None else shapes
     if not all(0 <= index < len(SHAPES) for index in chosen):

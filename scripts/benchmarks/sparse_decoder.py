@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.machine import RESULTS, append, where
 from benchmarks.moe import Step, measured
 from mm1.errors import UserError
 from mm1.model.decoder import Decoder
@@ -40,11 +40,7 @@ def decoder(
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
     """
-    if not (small or torch.cuda.is_available()):
-        raise UserError("no CUDA device; expected a GPU (--small true runs a tiny decoder on a CPU)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = {**machine(), "card": card, **versions("torch", "triton")}
+    device, about = where("torch", "triton", small=small, flag="--small true")
     lines, dense = [], 0.0
     for name, sparse in (("dense", False), ("E8 k2 in every second layer", True)):
         began = time.monotonic()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.contestants.assembled import Assembled, Size
-from benchmarks.machine import RESULTS, append, machine, versions
+from benchmarks.machine import RESULTS, append, where
 from benchmarks.moe import Step, measured
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.errors import UserError
@@ -58,11 +58,7 @@ def train(
         results: Folder of the CSV file that rows are added to.
         note: What to remember of this run.
     """
-    if size != "tiny" and not torch.cuda.is_available():
-        raise UserError("no CUDA device; expected a GPU (--size tiny runs on a CPU)")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    about = {**machine(), "card": card, **versions("torch", "triton", "transformers")}
+    device, about = where("torch", "triton", "transformers", small=size == "tiny", flag="--size tiny")
     shape, lines, peer = SIZES[size], [], 0.0
     clocks: list[tuple[Step, Clock]] = []
     known = dict(_contestants(shape, device, rows, checkpointing, clocks))
@@ -81,8 +77,9 @@ def train(
         ms, peak = found
         peer = ms if name == "peer, compiled" else peer
         tflops = step_flops(shape, rows) / ms / 1e9
+        mfu = tflops / (peak_tflops(about["card"]) or math.inf)
         print(
-            f"{name:44} {ms:8.1f} ms {tflops:6.0f} TFLOP/s, MFU {tflops / (peak_tflops(card) or math.inf):.2f}, "
+            f"{name:44} {ms:8.1f} ms {tflops:6.0f} TFLOP/s, MFU {mfu:.2f}, "
             f"{rows * shape.row_tokens / ms * 1e3:8.0f} positions/s, {peak / 2**30:5.1f} GiB"
             + (f", {peer / ms:.2f} x the compiled peer" if peer else ""),
             flush=True,
