@@ -59,7 +59,7 @@ def train(
         note: What to remember of this run.
     """
     device, about = where("torch", "triton", "transformers", small=size == "tiny", flag="--size tiny")
-    shape, lines, peer = SIZES[size], [], 0.0
+    shape, peer = SIZES[size], 0.0
     clocks: list[tuple[Step, Clock]] = []
     known = dict(_contestants(shape, device, rows, checkpointing, clocks))
     wrong = [name for name in contestants or () if name not in known]
@@ -90,9 +90,8 @@ def train(
         line |= {f"{part}_ms": round(1e3 * seconds, 2) for part, seconds in parts.items()}
         if split and clocks:
             print("    " + ", ".join(f"{part} {1e3 * seconds:.1f} ms" for part, seconds in parts.items()), flush=True)
-        lines.append({**about, **line, "peak_gib": round(peak / 2**30, 2), "note": note})
-    if lines:
-        print(append(results / "train.csv", lines))
+        row = {**about, **line, "peak_gib": round(peak / 2**30, 2), "note": note}
+        print("    " + append(results / "train.csv", [row]), flush=True)  # now: the next one may take long to compile
 
 
 def step_flops(size: Size, rows: int) -> float:
