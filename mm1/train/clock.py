@@ -35,7 +35,7 @@ class Clock:
 
     def start(self) -> None:
         """Time from here."""
-        self.stop()
+        self.forget()
         self.marks = [("", self._now())]
         vision, decoder = self.model.vision, self.model.decoder
         # the embedding is looked up when the connector is done; a hook of a compiled part would be compiled with it
@@ -53,9 +53,8 @@ class Clock:
 
     def stop(self) -> dict[str, float]:
         """Seconds of each part since :meth:`start`, and none if it was not called; waits for the device."""
-        for handle in self.handles:
-            handle.remove()
-        marks, self.marks, self.handles = self.marks, [], []
+        marks = self.marks
+        self.forget()
         if not marks:
             return {}
         if self.device.type == "cuda":
@@ -64,6 +63,12 @@ class Clock:
         for (_, before), (part, after) in pairwise(marks):
             found[part] += before.elapsed_time(after) / 1e3 if self.device.type == "cuda" else after - before
         return found
+
+    def forget(self) -> None:
+        """Leave the model as it was before :meth:`start`, without waiting for the device."""
+        for handle in self.handles:
+            handle.remove()
+        self.marks, self.handles = [], []
 
     def _ends(self, part: str, output: Tensor | None = None, following: str | None = None) -> None:
         """``part`` ends forwards with ``output``; when that has its gradient, ``following`` ends backwards."""

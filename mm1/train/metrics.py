@@ -176,6 +176,11 @@ class Metrics(Callback):
         self.step.zero_()
         self.shape = [0, 0, 0]
 
+    def on_exception(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """A step that is broken off is timed no further."""
+        if (clock := getattr(self, "clock", None)) is not None:
+            clock.forget()
+
     def _log(self, trainer: lightning.Trainer, module: Objective, step: Tensor) -> None:
         losses = _losses(module, self.sources)
         rows, places, images = module.over_hosts(self.shape)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any, ClassVar
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.model.build import build
@@ -64,6 +67,34 @@ def test_parts_add_up_and_a_slow_one_is_found(made, batch):
     assert found["encoder"] > 0.2
     assert max(found[part] for part in PARTS if part != "encoder") < found["encoder"]
     assert clock.stop() == {}
+
+
+class Break(Callback):
+    """Break training off while a step is timed."""
+
+    models: ClassVar[list[MM1]] = []
+
+    def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: torch.Tensor) -> None:
+        self.models.append(pl_module.model)
+        assert hooks(pl_module.model) > 0
+        raise InterruptedError
+
+
+def hooks(model: MM1) -> int:
+    modules = (model.vision, model.decoder, model.decoder.embedding)
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+
+
+def test_a_step_that_is_broken_off_leaves_no_hooks(make_corpus, tmp_path):
+    config = run_config(
+        make_corpus(captions=41, interleaved=30, text=17),
+        log_every_n_steps=1,
+        callbacks=[{"class_path": f"{__name__}.Break"}],
+    )
+    with pytest.raises(InterruptedError):
+        fit(tmp_path / "run", config)
+    [model] = Break.models
+    assert hooks(model) == 0
 
 
 def test_nothing_is_timed_that_was_not_asked_for(made, batch):
