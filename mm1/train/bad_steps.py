@@ -136,14 +136,16 @@ class BadSteps(AfterSteps, BeforeSaving):
         loss = cross_entropy / targets.clamp(min=1)
         limit = self._limit()
         bad = (lost > 0) | (broken > 0) | ~torch.isfinite(loss) | (loss > limit)
+        bad = bad if self.all_bad is None else bad | self.all_bad
+        pl_module.bad = bad
         verdict = torch.stack([lost, broken, loss, mine.double()])
         step = trainer.global_step + 1
         self.pending = Pending(trainer, step, limit, Later(verdict), self.micro_batches, losses)
         if obeys_on_device(optimizer, verdict):
             assert isinstance(optimizer, MasterAdamW)
-            optimizer.skip = bad if self.all_bad is None else bad | self.all_bad
+            optimizer.skip = bad
             # until the host has heard, what must not go on from a bad step does not
-            self.all_bad = None if self.policy == "skip" else optimizer.skip
+            self.all_bad = None if self.policy == "skip" else bad
             if self.rolls_back:
                 optimizer.skip = torch.ones_like(bad)
         elif self._heed():

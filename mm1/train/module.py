@@ -68,6 +68,7 @@ class Objective(lightning.LightningModule):
         self.origin_json: str | None = None  # of the parts that init_from was joined of
         self.window = [1.0, 1.0]
         self.norm: Tensor | None = None  # of this step's gradients, once somebody asked
+        self.bad: Tensor | None = None  # whether this step must change nothing, bool[], once somebody judged it
         self.averages = False  # whether gradients of several micro-batches are averaged over ranks here
         self.hosts: Any = None  # all ranks, as their hosts talk to each other
         self.copies: torch.cuda.Stream | None = None
@@ -221,7 +222,7 @@ class Objective(lightning.LightningModule):
         averaged = 1 if isinstance(self.trainer.strategy, Sharded) else self.trainer.world_size
         if batch_idx % micro_batches == 0:
             self.window = self.over_hosts([batch.window_targets, batch.window_tokens])
-            self.step_sums, self.norm = None, None
+            self.step_sums, self.norm, self.bad = None, None, None
         self.last_of_step = (batch_idx + 1) % micro_batches == 0
         sums = self.model.losses(batch)
         self.step_sums = _added(self.step_sums, sums)
@@ -246,14 +247,19 @@ class Objective(lightning.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step, then tell routers that adapt by themselves what the whole step gave their experts."""
+        """Step, then tell routers that adapt by themselves what the whole step gave their experts, unless it is bad."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         mixtures = [layer.ffn for layer in self.model.decoder.layers if isinstance(layer.ffn, Mixture)]
         if self.step_sums is None or not any(mixture.adapts for mixture in mixtures):
             return
         load_LE = self.over_ranks(self.step_sums.load_LGE.sum(1))
+        adapting = [buffer for mixture in mixtures for buffer in mixture.buffers()]
+        before = [buffer.clone() for buffer in adapting]
         for mixture, load_E in zip(mixtures, load_LE, strict=True):
             mixture.after_step(load_E, self.over_ranks)
+        if self.bad is not None:
+            for buffer, was in zip(adapting, before, strict=True):
+                buffer.copy_(was.where(self.bad, buffer))  # whose device alone knows of it as yet
 
     def configure_gradient_clipping(
         self,

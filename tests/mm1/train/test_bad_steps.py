@@ -18,6 +18,7 @@ from mm1.train.bad_steps import BadSteps
 from mm1.train.masters import MasterAdamW
 from tests.conftest import ROW_TOKENS, fit, run_config
 from tests.end_to_end.test_resume import checkpoint_of
+from tests.mm1.train.test_adapting_routers import BIAS, adapting
 from tests.mm1.train.test_strategy import fit_on
 
 BAD = 8
@@ -151,6 +152,22 @@ def test_a_verdict_that_comes_late_is_heard_before_a_checkpoint(
     assert same(stored[last_good]["state_dict"], stored[first]["state_dict"])
     assert checkpoint_of(run.last)["optimizer_states"][0]["state"][0]["step"] == last_good + 12 - first
     assert [path.name for path in run.bad_steps.iterdir()] == ["step-00000008-rank-0.pt"]
+
+
+@pytest.mark.parametrize("heard", ["at once", "late"])
+def test_routers_that_adapt_learn_nothing_of_a_bad_step(
+    corpus: Path, tmp_path: Path, heard: str, request: pytest.FixtureRequest
+) -> None:
+    config = damaged(corpus, "skip", passes=True)
+    if heard == "late":
+        request.getfixturevalue("late")
+        config["model"]["optimizer"]["states"] = "bfloat16"
+    config["model"]["model"] = adapting()
+    run = fit(tmp_path, config)
+    biases = {step: weights(run, step)[f"model.{BIAS}"] for step in range(6, 10)}
+    assert torch.equal(biases[8], biases[7])
+    assert not torch.equal(biases[7], biases[6])
+    assert not torch.equal(biases[9], biases[8])
 
 
 @pytest.mark.usefixtures("late")
