@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mm1.batch import Batch
 from mm1.errors import UserError, at_least
+from mm1.model.stored import upgrade
 from mm1.runs import Run
 from mm1.train.callbacks import AfterSteps
 from mm1.train.checkpoints import BeforeSaving, settle
@@ -259,6 +260,7 @@ def roll_back(trainer: lightning.Trainer) -> None:
         )
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
     checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+    upgrade(checkpoint)
     trainer.strategy.load_model_state_dict(checkpoint, strict=True)
     trainer.strategy.load_optimizer_state_dict(checkpoint)
     for optimizer, before in zip(trainer.optimizers, rates, strict=True):

@@ -125,6 +125,20 @@ def test_rolled_back_to_the_last_checkpoint(corpus: Path, tmp_path: Path, layout
     assert checkpoint_of(run.last)["optimizer_states"][0]["state"][0]["step"] == 6 + 4
 
 
+def test_what_is_gone_back_to_may_be_of_an_earlier_format(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when nothing has been saved since a run went on from one."""
+    name, brought = "model.decoder.norm.weight", 0.5
+
+    def newer(checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"][name].fill_(brought)
+
+    monkeypatch.setattr("mm1.train.bad_steps.upgrade", newer)
+    run = fit(tmp_path, damaged(corpus, "roll_back"))
+    assert torch.equal(weights(run, 8)[name], torch.full_like(weights(run, 7)[name], brought))
+
+
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host hears of a step in the next one, as on a GPU."""
