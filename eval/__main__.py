@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 import mm1
 from eval import judging, text_skills
 from eval.adapters import door as harnesses
-from eval.again import once, read_leaks, refer, write_answers
+from eval.again import beside, once, read_leaks, refer
 from eval.compare import compare, told
 from eval.contamination import check_tokenizer, overlap
 from eval.failing import masks_of
@@ -22,16 +22,16 @@ from eval.files import Data
 from eval.harness import engine_sizes, run
 from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
-from eval.scores import FORMAT, rescore, table
+from eval.scores import rescore, table
 from eval.serve import command as serving
-from eval.store import Answer, read_answers
+from eval.store import answers_file, read_answers, write_answers
 from eval.stored import DOES, add, in_java
 from eval.task import Kind, discover, offers
 from eval.text_skills import Asked
 from mm1.errors import UserError, door, underscored
 from mm1.infer.assistant import Dtype
 from mm1.infer.spread import Spread
-from mm1.runs import read_scores, write_json
+from mm1.runs import write_json
 
 
 def main() -> None:
@@ -167,22 +167,16 @@ def _score(arguments: Namespace) -> None:
         refer(answers, [offer.load() for offer in offers(data) if offer.name in names], path)
     found = rescore(answers, read_leaks(path.parent))
     in_java(found, answers, arguments.java)
-    beside = path.with_name("scores.json")
-    scores = read_scores(beside) if beside.exists() else {"tasks": {}}
-    scores["tasks"] = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
+    scores = beside(path, found)
     print(table(scores))
-    if beside.exists():
-        write_json(beside, {**scores, "format": FORMAT})
+    if (scored := path.with_name("scores.json")).exists():
+        write_json(scored, scores)
         write_answers(answers, path)
 
 
 def _compare(arguments: Namespace) -> None:
-    first, second = (_answers(Path(path)) for path in (arguments.answers, arguments.other_answers))
+    first, second = (read_answers(answers_file(Path(at))) for at in (arguments.answers, arguments.other_answers))
     print(told(compare(first, second, arguments.arm, arguments.other_arm)))
-
-
-def _answers(path: Path) -> list[Answer]:
-    return read_answers(path / "answers.jsonl" if path.is_dir() else path)
 
 
 def _contamination(arguments: Namespace) -> None:

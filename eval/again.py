@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.scores import FORMAT
 from eval.store import LEAKS, Answer, key
 from eval.task import Query, Task
 from mm1.errors import UserError
-from mm1.runs import read_object
+from mm1.runs import read_object, read_scores
 
 
 def once(answers: Sequence[Answer], path: Path) -> None:
@@ -72,8 +72,9 @@ def read_leaks(folder: Path) -> dict[str, frozenset[str]]:
     return {task: frozenset((*of["pictures"], *of["questions"])) for task, of in found.items()}
 
 
-def write_answers(answers: Sequence[Answer], path: Path) -> None:
-    """Replace a file of answers; a kill leaves the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
-    temporary.replace(path)
+def beside(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What ``scores.json`` beside a file of answers says, with what was scored anew in its place."""
+    scored = path.with_name("scores.json")
+    scores = read_scores(scored) if scored.exists() else {"tasks": {}}
+    tasks = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
+    return {**scores, "format": FORMAT, "tasks": tasks}

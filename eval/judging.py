@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from eval.again import beside, read_leaks
 from eval.judge import Command, Judge, Server, Wording, count, judge
-from eval.scores import FORMAT, rescore, table
-from eval.store import read_answers
+from eval.scores import rescore, table
+from eval.store import answers_file, read_answers, write_answers
 from mm1.errors import UserError, at_least
-from mm1.runs import read_scores, write_json
+from mm1.runs import write_json
 
 
 def add(commands: Any) -> None:
@@ -34,22 +34,16 @@ def add(commands: Any) -> None:
 def run(arguments: Namespace) -> None:
     """Ask a judge, put its opinions beside the answers, and write the scores that come of them."""
     at_least(1, {"at_once": arguments.at_once})
-    path = Path(arguments.answers)
-    path = path / "answers.jsonl" if path.is_dir() else path
+    path = answers_file(Path(arguments.answers))
     answers, asked = read_answers(path), _judge_of(arguments)
     wording = Wording(**{name: arguments[name] for name in Wording.__dataclass_fields__})
     wording.check()
     with tqdm(total=count(answers, asked, wording), unit=" opinions") as bar:
         unread = judge(answers, path.parent, asked, wording, arguments.at_once, bar.update)
-    found = rescore(answers)
-    beside = path.with_name("scores.json")
-    scores = read_scores(beside) if beside.exists() else {"tasks": {}}
-    scores["tasks"] = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
+    scores = beside(path, rescore(answers, read_leaks(path.parent)))
     scores["judge"] = {"name": asked.name, "wording": vars(wording), "unread": unread}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
-    temporary.replace(path)
-    write_json(beside, {**scores, "format": FORMAT})
+    write_answers(answers, path)
+    write_json(path.with_name("scores.json"), scores)
     print(table(scores))
     if unread:
         print(f"{unread} opinions could not be read: these answers stay unjudged (judgements.jsonl has them)")

@@ -74,10 +74,7 @@ class Answers:
             return
         if self._other is not None and self._path.exists():
             self._path.replace(self._aside(self._other))
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.found.values())
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(lines)  # a line that a kill cut short goes, before another is put behind it
-        temporary.replace(self._path)
+        write_answers(self.found.values(), self._path)  # a line that a kill cut short goes, before another follows it
         write_json(self._path.with_name(MARKED), self._asked)
         self._aside(self._asked["asked"]).unlink(missing_ok=True)
 
@@ -87,7 +84,19 @@ class Answers:
         self.found |= {key(answer): answer for answer in answers}
         if self._path is not None:
             with self._path.open("a") as lines:
-                lines.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+                lines.writelines(map(_line, answers))
+
+
+def answers_file(path: Path) -> Path:
+    """The file of answers that a user named, or the one in the folder that was named."""
+    return path / "answers.jsonl" if path.is_dir() else path
+
+
+def write_answers(answers: Iterable[Answer], path: Path) -> None:
+    """Replace a file of answers; a kill leaves the old one or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(map(_line, answers)))
+    temporary.replace(path)
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -110,6 +119,10 @@ def read_answers(path: Path) -> list[Answer]:
                 f"mm1-eval run"
             )
     return answers
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(answer, ensure_ascii=False) + "\n"
 
 
 def _whole_lines(path: Path) -> list[Answer]:

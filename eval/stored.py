@@ -17,7 +17,7 @@ from eval.metrics.java import Java, java_score
 from eval.prompts import Arm
 from eval.results import grade, submission
 from eval.scores import table
-from eval.store import Answer, read_answers
+from eval.store import Answer, answers_file, read_answers
 from eval.task import offers
 
 
@@ -113,7 +113,7 @@ def _tasks(arguments: Namespace) -> None:
 
 
 def _read(path: str) -> list[Answer]:
-    return read_answers(Path(path) / "answers.jsonl" if Path(path).is_dir() else Path(path))
+    return read_answers(answers_file(Path(path)))
 
 
 DOES: dict[str, Callable[[Namespace], None]] = {

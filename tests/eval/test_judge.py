@@ -16,6 +16,7 @@ from eval.__main__ import main, parser
 from eval.harness import run
 from eval.judge import Command, Server, Wording
 from eval.prompts import Prompt, Settings
+from eval.store import LEAKS
 from mm1.data.tokenizer import Tokenizer
 from mm1.errors import UserError
 from mm1.model.mm1 import MM1
@@ -104,11 +105,14 @@ def test_a_server_judges_a_run(
 ) -> None:
     monkeypatch.setenv("JUDGES_KEY", "secret")
     words = ["judge", answered, "--url", server.url, "--model", "umpire", "--key-variable", "JUDGES_KEY"]
+    first = next(row["id"] for row in map(json.loads, (answered / "answers.jsonl").open()) if row["task"] == "mm-vet")
+    (answered / LEAKS).write_text(json.dumps({"mm-vet": {"pictures": [first], "questions": []}}))
     door(monkeypatch, *words)
     assert "llava-bench/wild" in capsys.readouterr().out
     found = scores(answered)
     assert found["tasks"]["llava-bench/wild"]["shots"]["0"]["sighted"] == pytest.approx(75), "6 of 8"
     assert found["tasks"]["mm-vet"]["shots"]["0"]["sighted"] == pytest.approx(50)
+    assert found["tasks"]["mm-vet"]["shots"]["0"]["clean_n"] == 1, "what was trained on is left out here, too"
     groups = found["tasks"]["llava-bench/wild"]["shots"]["0"]["groups"]
     assert {name: group["sighted"] for name, group in groups.items()} == {
         "conversation": pytest.approx(75),
