@@ -1,4 +1,4 @@
-"""What harnesses want of an answer (``until``, ``max_gen_toks``, ..) told to our engine."""
+"""A checkpoint opened for a harness, and what it wants of answers (``until``, ``max_gen_toks``, ..) told to our engine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+import mm1
+from mm1.errors import at_least
+from mm1.infer.assistant import Assistant, Dtype
 from mm1.infer.decoding import GREEDY, Decoding
 from mm1.infer.engine import Engine, Prompt
 
@@ -48,6 +51,20 @@ class Wanted:
             decoding = replace(decoding, temperature=heat, top_k=top_k, top_p=top_p)
         decoding.check()
         return cls(int(length), tuple(mark for mark in stop if mark), decoding)
+
+
+def opened(checkpoint: str, device: str, dtype: Dtype | None, max_positions: int, batch_positions: int) -> Assistant:
+    """A checkpoint or exported folder with an engine of the sizes that a harness was told.
+
+    Raises:
+        UserError: The path is no checkpoint of ours, the device cannot be used, or a size is too small.
+    """
+    at_least(2, {"max_positions": max_positions})
+    at_least(1, {"batch_positions": batch_positions})
+    assistant = mm1.load(checkpoint, device=device, dtype=dtype)
+    assistant.engine.max_positions = max_positions
+    assistant.engine.batch_positions = batch_positions
+    return assistant
 
 
 def answers(engine: Engine, prompts: Sequence[Prompt], wanted: Sequence[Wanted], quiet: bool = False) -> list[str]:

@@ -15,10 +15,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-import mm1
-from eval.adapters.answers import Wanted, answers
+from eval.adapters.answers import Wanted, answers, opened
 from eval.adapters.texts import chat, ids, items
-from mm1.errors import UserError, at_least
+from mm1.errors import UserError
 from mm1.infer.assistant import Dtype
 from mm1.infer.likelihood import Likelihood, Reading, likelihoods, windows
 
@@ -53,14 +52,9 @@ class MM1Texts(TemplateLM):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        at_least(2, {"max_positions": max_positions})
-        at_least(1, {"batch_positions": batch_positions})
-        assistant = mm1.load(pretrained, device=device, dtype=dtype)
+        assistant = opened(pretrained, device, dtype, max_positions, batch_positions)
         self.mm1, self.codec, self.engine = assistant.model, assistant.tokenizer, assistant.engine
-        self.engine.max_positions = max_positions
-        self.engine.batch_positions = batch_positions
         self.max_length, self.batch_positions = max_positions, batch_positions
-        self.cut = 0  # contexts that lost their beginning
 
     @property
     def eot_token_id(self) -> int:
@@ -83,7 +77,7 @@ class MM1Texts(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as instruction tuning spelled it, as one string (:mod:`eval.adapters.texts`)."""
-        return chat(chat_history, go_on=True)
+        return chat(chat_history)
 
     def chat_template(self, chat_template: bool | Literal["default"] | str = False) -> str | None:
         """What the harness notes of the template."""
@@ -104,7 +98,6 @@ class MM1Texts(TemplateLM):
             raise UserError(
                 f"a continuation of {len(said)} tokens does not fit max_positions, {self.max_length}; raise it"
             )
-        self.cut += len(context) > room
         return Reading([self.codec.bos, *context[max(0, len(context) - room) :], *said], len(said))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -134,7 +127,6 @@ class MM1Texts(TemplateLM):
         if room < 1:
             raise UserError(f"an answer of {new} tokens does not fit max_positions, {self.max_length}; raise it")
         over = len(self.tok_encode(string)) - room
-        self.cut += over > 0
         while over > 0:
             string = string[max(1, len(string) * over // (over + room)) :]
             prompt = items(string)

@@ -17,13 +17,12 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
-import mm1
-from eval.adapters.answers import Wanted, answers
+from eval.adapters.answers import Wanted, answers, opened
 from eval.pictures import read
 from eval.turns import Part, asked
 from mm1 import template
 from mm1.data.encode import prompt as encode_prompt
-from mm1.errors import UserError, at_least
+from mm1.errors import UserError
 from mm1.infer.assistant import Dtype
 from mm1.infer.engine import Prompt
 from mm1.infer.likelihood import Reading, likelihoods
@@ -82,14 +81,10 @@ class MM1Simple(lmms):
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        at_least(2, {"max_positions": max_positions})
-        at_least(1, {"batch_positions": batch_positions})
         if template not in ("chat", "none"):
             raise UserError(f"template is {template!r}; expected chat or none (--model_args)")
-        assistant = mm1.load(pretrained, device=device, dtype=dtype)
+        assistant = opened(pretrained, device, dtype, max_positions, batch_positions)
         self.mm1, self.codec, self.engine = assistant.model, assistant.tokenizer, assistant.engine
-        self.engine.max_positions = max_positions
-        self.engine.batch_positions = batch_positions
         self.template, self.batch_positions = template, batch_positions
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

@@ -22,12 +22,11 @@ BORDER, BEGIN, END = "\ue0a0", "\ue0a1", "\ue0a2"
 _MARK = re.compile(f"[{BORDER}{BEGIN}{END}]")
 
 
-def chat(messages: Iterable[Mapping[str, str]], go_on: bool) -> str:
-    """A conversation as one string.
+def chat(messages: Iterable[Mapping[str, str]]) -> str:
+    """A conversation as one string; its last answer is still to be finished by what is put behind it.
 
     Args:
         messages: ``role`` (system, user, assistant) and ``content`` of each.
-        go_on: Whether the assistant's last answer is still to be finished by what is put behind the string.
 
     Raises:
         UserError: Another role.
@@ -44,7 +43,7 @@ def chat(messages: Iterable[Mapping[str, str]], go_on: bool) -> str:
                 found += text.strip() + END
             case other:
                 raise UserError(f"a message has role {other!r}; expected system, user or assistant")
-    return found if go_on and found.endswith(BEGIN) else found.removesuffix(END) if go_on else found
+    return found.removesuffix(END)
 
 
 def items(string: str) -> list[Text]:

@@ -60,11 +60,9 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with three task files over one file of questions; the datasets cache lies beside it."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    folder = tmp_path / "tasks"
+def tasks(offline: Path) -> Path:
+    """A folder with three task files over one file of questions."""
+    folder = offline / "tasks"
     write_rows(folder / "questions.jsonl", QUESTIONS)
     for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("until", UNTIL)):
         (folder / f"{name}.yaml").write_text(text.format(file=folder / "questions.jsonl"))
@@ -121,10 +119,12 @@ def test_a_context_too_long_loses_its_beginning(checkpoint: Path) -> None:
     said = ids[len(lm.codec.encode(text.rstrip())) :]
     kept = lm._reading(ids[: len(ids) - len(said)], said)
     assert list(kept.tokens) == [lm.codec.bos, *ids[-19:]]
-    lm.loglikelihood(instances("loglikelihood", (text, "red")))
-    [answer] = lm.generate_until(instances("generate_until", (text, {"until": [], "max_gen_toks": 6})))
-    assert isinstance(answer, str)
-    assert lm.cut == 3
+    [cut] = lm._fitting(text, 6)
+    assert text.endswith(cut.text)
+    assert 0 < len(lm.codec.encode(cut.text)) <= 20 - 1 - 6
+    assert lm.generate_until(instances("generate_until", (text, {"until": [], "max_gen_toks": 6}))) == [
+        answer for _, answer in lm.engine.generate([[cut]], 6, [])
+    ]
     with pytest.raises(UserError, match="an answer of 20 tokens does not fit max_positions, 20"):
         lm.generate_until(instances("generate_until", (text, {"max_gen_toks": 20})))
     with pytest.raises(UserError, match=r"a continuation of \d+ tokens does not fit max_positions, 20"):

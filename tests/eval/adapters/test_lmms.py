@@ -62,10 +62,8 @@ def gold(doc):
 
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    folder, rows = tmp_path / "tasks", []
+def tasks(offline: Path) -> Path:
+    folder, rows = offline / "tasks", []
     for at, (question, said) in enumerate((("what colour is this?", "red"), ("is this red?", "green"))):
         picture(folder / f"{at}.png", at + 1)
         rows.append({"question": question, "answer": said, "images": [str(folder / f"{at}.png")]})

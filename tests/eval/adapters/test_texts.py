@@ -37,7 +37,7 @@ def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_chat_comes_back_as_the_ids_of_its_document(codec: Tokenizer) -> None:
-    string = chat(SAID, go_on=True)
+    string = chat(SAID)
     whole = encode(Sample((*ITEMS, answer("green")), "sft", "0"), codec, 1).tokens.tolist()
     assert [codec.bos, *ids(string + " green", codec), codec.eos] == whole
     assert [codec.bos, *ids(string + "green", codec), codec.eos] == whole, "with the harness's blank or without"
@@ -46,17 +46,17 @@ def test_a_chat_comes_back_as_the_ids_of_its_document(codec: Tokenizer) -> None:
 
 def test_the_last_answer_may_be_begun_or_closed() -> None:
     begun = [*SAID, {"role": "assistant", "content": "it is"}]
-    assert items(chat(begun, go_on=True))[-1] == Text("it is", after_space=True)
-    assert items(chat(begun, go_on=False))[-1] == answer("it is")
+    assert items(chat(begun))[-1] == Text("it is", after_space=True)
+    assert items(chat([*begun, SAID[-1]]))[-2] == answer("it is")
     assert items(f"t is red{END}User: and?\nAssistant:{BEGIN}")[0] == answer("t is red"), "its question was cut away"
     with pytest.raises(UserError, match="role 'tool'"):
-        chat([{"role": "tool", "content": "42"}], go_on=True)
+        chat([{"role": "tool", "content": "42"}])
 
 
 def test_text_without_marks_is_one_text() -> None:
     assert items("  a text \n") == [Text("  a text \n")]
     assert items("") == []
-    assert items(chat([{"role": "user", "content": f"a{BEGIN}b{END}"}], go_on=True)) == list(turn("ab"))
+    assert items(chat([{"role": "user", "content": f"a{BEGIN}b{END}"}])) == list(turn("ab"))
 
 
 PARTS = st.lists(st.sampled_from(["one", " two\n", "", "  ", Path("a"), Path("b")]), min_size=1, max_size=6)
