@@ -83,15 +83,3 @@ def _numbered(keys: Iterable[Hashable]) -> tuple[int, np.ndarray]:
     """How many different keys there are, and the number of each."""
     names, member = np.unique([str(key) for key in keys], return_inverse=True)
     return len(names), member
-
-
-def paired_interval(
-    scores: Sequence[float],
-    others: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    seed: int = 0,
-    draws: Sequence[Hashable] | None = None,
-) -> tuple[float, float]:
-    """Interval of the mean difference ``scores - others`` of two models, or two arms, on the same questions."""
-    return interval([ours - theirs for ours, theirs in zip(scores, others, strict=True)], clusters, level, seed, draws)

@@ -12,7 +12,7 @@ import scipy.stats
 
 from eval.baselines import constant, question_only
 from eval.metrics.cider import Cider
-from eval.metrics.interval import interval, paired_interval
+from eval.metrics.interval import interval
 from eval.scores import by_shots, rescore, table
 from eval.task import Query, Task, discover
 
@@ -92,7 +92,9 @@ def test_questions_about_one_picture_are_drawn_together() -> None:
 
 def test_a_paired_interval_knows_that_the_questions_are_the_same() -> None:
     scores = list(np.random.default_rng(2).normal(0, 100, 60))
-    assert paired_interval([score + 1 for score in scores], scores) == pytest.approx((1, 1))
+    at = by_shots([*said(0, "sighted", [score + 1 for score in scores]), *said(0, "blind", scores)])["0"]
+    assert at["gain_interval"] == pytest.approx([1, 1])
+    assert at["interval"][1] - at["interval"][0] > 10
 
 
 def test_the_interval_is_scipys() -> None:
