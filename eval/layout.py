@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from eval.scores import DAGGER, number
 from mm1.errors import UserError
-from mm1.runs import read_scores
+from mm1.runs import read_scores, score_files
 
 Kind = Literal["fewshot", "sft"]
 NONE = "–"
@@ -154,7 +154,7 @@ def our_rows(model: str, path: Path, kind: Kind) -> list[Row]:
         UserError: As :func:`layout`.
     """
     entries: dict[int, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {}
-    for file in _files(path):
+    for file in score_files(path):
         scores = read_scores(file)
         for task, entry in scores["tasks"].items():
             for shots, at in entry["shots"].items():
@@ -170,15 +170,6 @@ def our_rows(model: str, path: Path, kind: Kind) -> list[Row]:
         if any(cell.text != NONE for cell in cells.values()):
             rows.append(Row(model, shots, cells, ours=True))
     return rows
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = [path / "scores.json"] if (path / "scores.json").is_file() else sorted(path.glob("eval/*/scores.json"))
-    if not files:
-        raise UserError(f"{path} holds no scores; expected a run folder, a folder of mm1-eval run, or its scores.json")
-    return files
 
 
 def _cell(parts: Sequence[Part], found: Mapping[str, tuple[Any, Any]], shots: int, kind: Kind) -> Cell:

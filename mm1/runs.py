@@ -117,6 +117,22 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
+def score_files(path: Path) -> list[Path]:
+    """Every ``scores.json`` that a path stands for: a run folder, the folder of one evaluation, or the file.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path.is_file():
+        return [path]
+    files = [path / "scores.json"] if (path / "scores.json").is_file() else sorted(path.glob("eval/*/scores.json"))
+    if not files:
+        raise UserError(
+            f"{path} holds no scores; expected a run folder, eval/<name> in it, or a scores.json of mm1-eval"
+        )
+    return files
+
+
 def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """The objects of a file of one a line, None where a line is none, such as one cut short by a kill."""
     with path.open(errors="replace") as lines:

@@ -1,4 +1,4 @@
-"""A checkpoint opened for a harness, and what it wants of answers (``until``, ``max_gen_toks``, ..) told to our engine."""
+"""A checkpoint opened for a harness, and what it wants of an answer (``until``, ``max_gen_toks``, ..)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1.errors import UserError
-from mm1.runs import read_scores
+from mm1.runs import read_scores, score_files
 from mm1.study.chapters import signed, task_title
 from mm1.study.report import score
 
@@ -94,7 +94,7 @@ def read(model: Model) -> dict[Key, Entry]:
     """
     entries: dict[Key, Entry] = {}
     origin: dict[Key, Path] = {}
-    for path in (file for given in model.paths for file in _files(given)):
+    for path in (file for given in model.paths for file in score_files(given)):
         scores = read_scores(path)
         style = (scores.get("settings") or {}).get("style", "plain")
         for name, task in scores["tasks"].items():
@@ -107,17 +107,6 @@ def read(model: Model) -> dict[Key, Entry]:
                     )
                 entries[key], origin[key] = Entry(task, at), path
     return entries
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    files = [path / "scores.json"] if (path / "scores.json").is_file() else sorted(path.glob("eval/*/scores.json"))
-    if not files:
-        raise UserError(
-            f"{path} holds no scores; expected a run folder, eval/<name> in it, or a scores.json of mm1-eval"
-        )
-    return files
 
 
 def _label(key: Key, found: list[dict[Key, Entry]]) -> str:
@@ -163,7 +152,7 @@ def _overlaps(models: Sequence[Model]) -> list[str]:
     """How many scored pictures the models were trained on, where their scores say it."""
     lines = []
     for model in models:
-        counted = [read_scores(path).get("overlap") for given in model.paths for path in _files(given)]
+        counted = [read_scores(path).get("overlap") for given in model.paths for path in score_files(given)]
         for shared in dict.fromkeys((o["pictures"], o["trained"], o["scored"]) for o in counted if o):
             lines.append(
                 f"{model.name}: {shared[0]} of {shared[1]} pictures trained on are among {shared[2]} scored ones."
