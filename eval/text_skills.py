@@ -81,28 +81,13 @@ class Measured:
     documents: list[tuple[str, float, int, int]] = field(default_factory=list)
     questions: list[tuple[str, float, float]] = field(default_factory=list)
 
-    def bits_per_byte(self) -> float:
-        """Bits that a byte of the documents costs; comparable between vocabularies."""
-        return -self._sum(1) / LN2 / self._sum(3)
-
-    def perplexity(self) -> float:
-        """e to the nats that a token costs; comparable where the vocabulary is the same."""
-        return float(np.exp(-self._sum(1) / self._sum(2)))
-
-    def accuracy(self, by_byte: bool = False) -> float:
-        """Percent of questions that are right."""
-        return float(np.mean([question[2 if by_byte else 1] for question in self.questions]))
-
-    def _sum(self, at: int) -> float:
-        return float(sum(np.array([document[1:] for document in self.documents], dtype=float)[:, at - 1]))
-
 
 def measure(
     assistant: Assistant,
     documents: Sequence[tuple[str, str]],
     questions: Sequence[Question],
     asked: Asked,
-    done: Callable[[int], object] = lambda count: None,
+    progress: str = "",
 ) -> Measured:
     """Read documents and questions with a model.
 
@@ -111,17 +96,20 @@ def measure(
         documents: Name and text of each.
         questions: What else is asked.
         asked: How.
-        done: Told how many readings were finished, after each batch; :func:`readings` says how many there are.
+        progress: What the bar of progress is called; none is shown if empty.
 
     Raises:
         UserError: A question does not fit the context.
     """
     model, tokenizer, found = assistant.model, assistant.tokenizer, Measured()
-    cut = [readings(assistant, text, asked) for _, text in documents]
+    cut = [
+        list(windows(tokenizer.encode(text), tokenizer.bos, asked.max_positions, asked.overlap))
+        for _, text in documents
+    ]
     chosen = [[_reading(assistant, question, choice, asked) for choice in question.choices] for question in questions]
     everything = [reading for several in (*cut, *chosen) for reading in several]
-    scored = likelihoods(model, tokenizer, everything, batch_positions=asked.batch_positions, done=done)
-    left = iter(scored)
+    with tqdm(total=len(everything), unit=" readings", desc=progress, disable=not progress) as bar:
+        left = iter(likelihoods(model, tokenizer, everything, batch_positions=asked.batch_positions, done=bar.update))
     for (name, text), parts in zip(documents, cut, strict=True):
         nats, tokens = sum(next(left).nats for _ in parts), sum(part.scored for part in parts)
         found.documents.append((name, nats, tokens, len(text.encode())))
@@ -166,17 +154,8 @@ def run(
     measured = []
     for checkpoint in checkpoints:
         assistant = mm1.load(checkpoint, device=device, dtype=dtype)
-        count = sum(len(readings(assistant, text, asked)) for _, text in texts)
-        count += sum(len(question.choices) for question in put)
-        with tqdm(total=count, unit=" readings", desc=_label(checkpoint)) as bar:
-            measured.append(measure(assistant, texts, put, asked, bar.update))
+        measured.append(measure(assistant, texts, put, asked, _label(checkpoint)))
     return record(checkpoints, measured, asked)
-
-
-def readings(assistant: Assistant, text: str, asked: Asked) -> list[Reading]:
-    """A document in windows of the context."""
-    tokenizer = assistant.tokenizer
-    return list(windows(tokenizer.encode(text), tokenizer.bos, asked.max_positions, asked.overlap))
 
 
 def read_documents(path: Path) -> list[tuple[str, str]]:
@@ -278,7 +257,7 @@ def _numbers(one: Measured) -> dict[str, Any]:
         counts_DK = np.array([document[1:] for document in one.documents])
         keys = [document[0] for document in one.documents]
         for name, value in (("perplexity", _perplexity), ("bits_per_byte", _bits)):
-            found[name] = [getattr(one, name)(), *interval_of(value, counts_DK, keys)]
+            found[name] = [float(value(counts_DK.sum(axis=0))), *interval_of(value, counts_DK, keys)]
         found["documents"] = len(one.documents)
     if one.questions:
         found["questions"] = len(one.questions)
@@ -311,10 +290,12 @@ def _change(before: Measured, after: Measured) -> dict[str, Any]:
 
 
 def _perplexity(sums_K: np.ndarray) -> np.ndarray:
+    """e to the nats that a token costs; comparable where the vocabulary is the same."""
     return np.asarray(np.exp(-sums_K[..., 0] / sums_K[..., 1]))
 
 
 def _bits(sums_K: np.ndarray) -> np.ndarray:
+    """Bits that a byte of the documents costs; comparable between vocabularies."""
     return np.asarray(-sums_K[..., 0] / LN2 / sums_K[..., 2])
 
 

@@ -48,9 +48,10 @@ def test_numbers_are_those_of_the_model(assistant: Assistant, tmp_path: Path) ->
     expected = [nats(assistant, "", text) for text in ("a green picture", "dako wupi")]
     assert [document[1] for document in found.documents] == pytest.approx(expected, abs=1e-4)
     octets = len("a green picture") + len("dako wupi")
-    assert found.bits_per_byte() == pytest.approx(-sum(expected) / math.log(2) / octets)
+    [numbers] = record(["ckpt"], [found], Asked())["models"]
+    assert numbers["bits_per_byte"][0] == pytest.approx(-sum(expected) / math.log(2) / octets)
     tokens = sum(len(assistant.tokenizer.encode(text)) for text in ("a green picture", "dako wupi"))
-    assert found.perplexity() == pytest.approx(math.exp(-sum(expected) / tokens))
+    assert numbers["perplexity"][0] == pytest.approx(math.exp(-sum(expected) / tokens))
     first = [nats(assistant, rows[0]["context"], f" {choice}") for choice in rows[0]["choices"]]
     assert found.questions[0][1] == 100.0 * (first[1] > first[0])
     assert found.questions[0][2] == 100.0 * (first[1] / 15 > first[0] / 3)
@@ -61,7 +62,7 @@ def test_windows_change_what_is_seen_and_not_what_is_scored(assistant: Assistant
     documents = [("a", "what colour is this? a green picture " * 6)]
     whole, cut = (measure(assistant, documents, [], Asked(max_positions=length)) for length in (4096, 12))
     assert whole.documents[0][2:] == cut.documents[0][2:]
-    assert whole.bits_per_byte() != pytest.approx(cut.bits_per_byte())
+    assert whole.documents[0][1] != pytest.approx(cut.documents[0][1])
 
 
 def test_a_chat_asks_as_instruction_tuning_did(assistant: Assistant, tmp_path: Path) -> None:
