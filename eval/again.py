@@ -58,8 +58,7 @@ def refer(answers: Sequence[Answer], tasks: Sequence[Task], path: Path) -> None:
 
 def gold_of(task: Task, query: Query) -> dict[str, Any]:
     """What of a question is stored with its answer, so that it can be scored without the data."""
-    usual = "cider" if task.kind == "captions" else "vqa_accuracy"
-    found: dict[str, Any] = {"metric": task.metric if task.metric != usual else ""}
+    found: dict[str, Any] = {"metric": task.metric if task.metric != task.usual_metric else ""}
     found |= {"choices": list(query.choices), "groups": list(query.groups)}
     found |= {"versions": {name: list(given) for name, given in query.versions.items()}, "about": dict(query.about)}
     return {"references": list(query.references), **{name: value for name, value in found.items() if value}}

@@ -126,7 +126,7 @@ def rows(
     if read is not None:
         found: Any = read.get(key or "")
     elif path.suffix == ".jsonl":
-        found = _lines(path, expected)
+        found = json_values(path, expected)
     elif key is None:
         found = read_json(path, expected)
     else:
@@ -189,7 +189,12 @@ def text_lines(path: Path) -> list[str]:
         raise UserError(f"{path} is not readable as text ({error}); expected UTF-8") from None
 
 
-def _lines(path: Path, expected: str) -> list[Any]:
+def json_values(path: Path, expected: str) -> list[Any]:
+    """What the lines of a file hold, a value each.
+
+    Raises:
+        UserError: There is no such file, or a line is no JSON.
+    """
     try:
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except FileNotFoundError:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.files import Data
+from eval.metrics.choice import LETTERS
 from eval.metrics.metric import Gold, Metric, metric_class
 from mm1.errors import UserError
 
 Kind = Literal["captions", "vqa", "choices", "open", "icl"]
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,12 @@ class Task:
 
     def __post_init__(self) -> None:
         if not self.metric:
-            object.__setattr__(self, "metric", "cider" if self.kind == "captions" else "vqa_accuracy")
+            object.__setattr__(self, "metric", self.usual_metric)
+
+    @property
+    def usual_metric(self) -> str:
+        """The metric of a task that names none."""
+        return "cider" if self.kind == "captions" else "vqa_accuracy"
 
     @property
     def whole(self) -> tuple[Query, ...]:

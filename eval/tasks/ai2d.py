@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import Data, check_row, strings, text_lines
-from eval.task import LETTERS, Offer, Query, Task, source
+from eval.metrics.choice import LETTERS
+from eval.task import Offer, Query, Task, source
 from mm1.errors import UserError
 from mm1.runs import read_object
 

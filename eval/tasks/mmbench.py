@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -53,10 +54,7 @@ def turns(query: Query) -> list[Query]:
         if "letter" in about:
             about["letter"] = LETTERS[(LETTERS.index(about["letter"]) - turn) % len(choices)]
         id = query.id if turn == 0 else f"{query.id}/{turn}"
-        picture, question, references, answer = query.picture, query.question, query.references, query.answer
-        found.append(
-            Query(id, picture, question, references, answer, choices=choices, groups=query.groups, about=about)
-        )
+        found.append(replace(query, id=id, choices=choices, about=about))
     return found
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import Data, check_ids
+from eval.metrics.choice import LETTERS
 from eval.parquet import parquet_rows, picture_bytes
 from eval.prompts import IN_PLACE
 from eval.task import Offer, Query, Task, source
@@ -76,7 +77,7 @@ def _query(row: dict[str, Any], path: Path, unpacked: Unpacked) -> Query:
     about: dict[str, Any] = {"result": {"id": row["id"]}}
     right: tuple[str, ...] = ()
     if row["question_type"] == "multiple-choice":
-        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
+        letters = LETTERS[: len(choices)]
         if not hidden and answer not in tuple(letters):
             raise UserError(f"{path}: question {row['id']} has answer {answer!r} of {len(choices)} choices")
         right = right if hidden else (choices[letters.index(answer)],)

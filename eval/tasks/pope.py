@@ -6,18 +6,17 @@ number that tables give, LLaVA's and MM1's among them, is the mean of the three 
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.files import ID, Data, check_ids, check_row
+from eval.files import ID, Data, check_ids, check_row, json_values
+from eval.metrics.benchmarks import WAYS
 from eval.task import Offer, Query, Task, source
 from mm1.errors import UserError
 
 FIELDS: dict[str, type | tuple[type, ...]] = {"question_id": ID, "image": str, "text": str, "label": str}
-WAYS = ("random", "popular", "adversarial")
 NAME = r"(\w+)_pope_(random|popular|adversarial)\.jsonl?"
 
 
@@ -49,10 +48,7 @@ def _task(data: Data, kind: str, files: dict[str, Path]) -> Task:
 
 def _lines(path: Path) -> list[Any]:
     """The files are called JSON and hold an object a line."""
-    try:
-        found = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not readable as one JSON object a line ({error})") from None
+    found = json_values(path, f"an object a line with {', '.join(FIELDS)}")
     for number, row in enumerate(found, start=1):
         check_row(row, FIELDS, path, f"line {number}")
     return found

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.files import Data, check_row, strings
-from eval.task import LETTERS, Offer, Query, Task, source
+from eval.metrics.choice import LETTERS
+from eval.task import Offer, Query, Task, source
 from mm1.errors import UserError
 from mm1.runs import read_object
 
