@@ -97,5 +97,5 @@ def backward(
             P=padded,
             num_warps=8,
         )
-    grad_weight_V, grad_bias_V = sums_2PV.sum(1).to(weight_V.dtype)
+    grad_weight_V, grad_bias_V = (sums_PV.sum(0).to(weight_V.dtype) for sums_PV in sums_2PV)
     return grad_RV, grad_weight_V, grad_bias_V
