@@ -1,7 +1,6 @@
 """A branch added to the residual and the sum normed, in one pass over memory: what an encoder does between products.
 
-A compiler makes two to three passes of it forwards and five backwards. With ``FUSED`` it is one kernel each way on a
-GPU (:mod:`mm1.model.norm_triton`), else torch's operators.
+A compiler makes two passes of it each way. On a GPU it is one kernel each way (:mod:`mm1.model.dense_triton`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 WIDEST = 8192  # what one program norms
-FUSED = False  # until it has been timed on a GPU; scripts/benchmark.py train has it as a contestant
 
 
 def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -25,7 +23,7 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tens
     """
     if branch is None:
         return x, norm(x)
-    if not (FUSED and x.is_cuda) or norm.weight is None or norm.bias is None or x.shape[-1] > WIDEST:
+    if not x.is_cuda or norm.weight is None or norm.bias is None or x.shape[-1] > WIDEST:
         total = x + branch
         return total, norm(total)
     shape = x.shape
@@ -38,19 +36,22 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tens
 def _forward(
     x_RV: Tensor, branch_RV: Tensor, weight_V: Tensor, bias_V: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from mm1.model.norm_triton import forward
+    from mm1.model import dense_triton
 
-    return forward(x_RV.contiguous(), branch_RV.contiguous(), weight_V, bias_V, eps)
+    total_RV, normed_RV, moments_R2 = dense_triton.add_norm(
+        x_RV.contiguous(), branch_RV.contiguous(), weight_V, bias_V, eps
+    )
+    return total_RV, normed_RV, moments_R2
 
 
 @torch.library.custom_op("mm1::add_layer_norm_backward", mutates_args=())
 def _backward(
     grad_total_RV: Tensor, grad_normed_RV: Tensor, total_RV: Tensor, moments_R2: Tensor, weight_V: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from mm1.model.norm_triton import backward
+    from mm1.model import dense_triton
 
     grads = grad_total_RV.contiguous(), grad_normed_RV.contiguous()
-    return backward(*grads, total_RV, moments_R2, weight_V)
+    return dense_triton.add_norm_backward(*grads, total_RV, moments_R2, weight_V)
 
 
 @_forward.register_fake

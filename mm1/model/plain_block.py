@@ -15,6 +15,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from mm1.model.add_norm import add_norm
+from mm1.model.products import in_whole_waves
 
 
 class PlainBlock(ResidualAttentionBlock):
@@ -27,7 +28,8 @@ class PlainBlock(ResidualAttentionBlock):
         """Two of [I, P, V], of which the sum is the residual."""
         x_IPV, normed_IPV = add_norm(x_IPV, branch_IPV, self.ln_1)
         x_IPV, normed_IPV = add_norm(x_IPV, self.ls_1(self._attend(normed_IPV)), self.ln_2)
-        return x_IPV, self.ls_2(self.mlp(normed_IPV))
+        hidden_IPF = self.mlp.gelu(in_whole_waves(self.mlp.c_fc, normed_IPV))
+        return x_IPV, self.ls_2(in_whole_waves(self.mlp.c_proj, hidden_IPF))
 
     def _attend(self, x_IPV: Tensor) -> Tensor:
         attention = self.attn

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, PART = 32768, 2048  # numbers a program updates, all in all and at once
+BLOCK, PART, WARPS = 16384, 2048, 8  # numbers a program updates, all in all and at once: fastest of 11 on an H200
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -135,6 +135,7 @@ def update(
         MASTERS=masters is not None,
         BLOCK=BLOCK,
         PART=PART,
+        num_warps=WARPS,
     )
 
 

@@ -230,7 +230,8 @@ class Metrics(Callback):
 
     def _flops_of(self, batch: Batch) -> Tensor:
         whole, without = self.flops.training(batch), self.flops.training(batch, encoder=False)
-        connector = whole.new_tensor(3 * len(batch.images_ICHW) * self.flops.connector)
+        # filled on the device: a number that is copied there would be waited for
+        connector = whole.new_full((), 3 * len(batch.images_ICHW) * self.flops.connector)
         return torch.stack([whole - without, connector, without - connector])
 
     def _write(

@@ -17,7 +17,6 @@ from benchmarks.machine import RESULTS, append, where
 from benchmarks.moe import Step, measured
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.errors import UserError
-from mm1.model import add_norm
 from mm1.model.build import build
 from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
@@ -112,9 +111,6 @@ def _contestants(
     ours = partial(_ours, size, device, rows, checkpointing, clocks)
     yield "ours, bf16 states, whole rows", partial(ours, compiled=True, masters=False, documents=False)
     yield "ours, fp32 masters, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
-    fused = partial(ours, compiled=True, fused=True)
-    yield "ours, bf16 states, whole rows, fused norms", partial(fused, masters=False, documents=False)
-    yield "ours, fp32 masters, documents, fused norms", partial(fused, masters=True, documents=True)
     yield "ours, the same, not compiled", partial(ours, compiled=False, masters=True, documents=True)
 
 
@@ -192,10 +188,8 @@ def _ours(
     compiled: bool,
     masters: bool,
     documents: bool,
-    fused: bool = False,
 ) -> Step:
     torch.manual_seed(0)
-    add_norm.FUSED = fused
     model = our_model(size, device, checkpointing)
     model.decoder.across_documents = not documents
     lower(model)

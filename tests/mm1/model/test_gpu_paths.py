@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import layer_norm
+from torch.nn.functional import cross_entropy, layer_norm, silu
 
 from mm1.batch import IMAGE
+from mm1.model import add_norm
 from mm1.model.connector import CAbstractor
+from mm1.model.ffn import _Gated
+from mm1.model.loss import _scored_on_gpu
+from mm1.model.products import _Linear, whole_waves
 from mm1.model.splice import places, splice
 
 
@@ -41,21 +45,84 @@ def test_places_are_those_of_pictures_in_order():
     assert torch.equal(by_places, spliced)
 
 
-@pytest.mark.parametrize("width", [72, 1280])
-def test_the_kernel_of_adding_and_norming_is_layer_norm_with_its_gradients(width):
+@pytest.fixture
+def device() -> torch.device:
+    """Where Triton's kernels run: on a GPU, or anywhere in its interpreter."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from mm1.model import add_norm
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+@pytest.mark.parametrize("width", [72, 1280])
+def test_the_kernel_of_adding_and_norming_is_layer_norm_with_its_gradients(width, device):
     g = torch.Generator().manual_seed(0)
     x, branch = (torch.randn(37, width, generator=g).to(device).requires_grad_() for _ in range(2))
     weight, bias = (torch.randn(width, generator=g).to(device).requires_grad_() for _ in range(2))
     grad_total, grad_normed = (torch.randn(37, width, generator=g).to(device) for _ in range(2))
     total = x + branch
     normed = layer_norm(total, (width,), weight, bias, 1e-5)
-    expected = torch.autograd.grad([total, normed], [x, branch, weight, bias], [grad_total, grad_normed])
+    inputs, grads = [x, branch, weight, bias], [grad_total, grad_normed]
+    expected = torch.autograd.grad([total, normed], inputs, grads)
     found_total, found_normed, _ = add_norm._forward(x, branch, weight, bias, 1e-5)
-    found = torch.autograd.grad([found_total, found_normed], [x, branch, weight, bias], [grad_total, grad_normed])
-    assert close(found_total, total.detach())
-    assert close(found_normed, normed.detach())
+    found = torch.autograd.grad([found_total, found_normed], inputs, grads)
+    assert close(found_total, total)
+    assert close(found_normed, normed)
     assert all(close(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_more_rows_than_programs_lose_nothing(device, monkeypatch):
+    monkeypatch.setattr("mm1.model.dense_triton.PROGRAMS", 3)
+    test_the_kernel_of_adding_and_norming_is_layer_norm_with_its_gradients(72, device)
+
+
+@pytest.mark.parametrize("width", [40, 1100])
+def test_the_kernel_of_the_gate_has_the_gradients_of_the_gate(width, device):
+    g = torch.Generator().manual_seed(0)
+    pre = torch.randn(3, 5, 2 * width, generator=g).to(device).requires_grad_()
+    pull = torch.randn(3, 5, width, generator=g).to(device)
+    gate, up = pre.chunk(2, -1)
+    [expected] = torch.autograd.grad(silu(gate) * up, [pre], pull)
+    y = _Gated.apply(pre)
+    [found] = torch.autograd.grad(y, [pre], pull)
+    assert close(y, silu(gate) * up)
+    assert close(found, expected)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 5000])
+def test_the_kernel_of_the_loss_is_cross_entropy_with_its_gradient(vocabulary, device):
+    g = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(6, vocabulary, generator=g)).to(device).requires_grad_()
+    targets = torch.tensor([0, 1, vocabulary - 1, 7, 7, vocabulary // 2], device=device)
+    expected = cross_entropy(logits, targets, reduction="none")
+    [slope] = torch.autograd.grad(expected.sum(), [logits])
+    scored = logits.detach().clone()
+    asked, _ = _scored_on_gpu(scored, targets, learning=False)
+    assert torch.equal(scored, logits.detach())
+    found, error = _scored_on_gpu(scored, targets, learning=True)
+    assert close(asked, expected)
+    assert close(found, expected)
+    assert close(error, slope)
+
+
+@pytest.mark.parametrize(("high", "wide"), [(100, 30), (30, 100), (40, 40), (120, 40)])
+def test_a_weights_gradient_in_whole_waves_is_the_gradient(high, wide, monkeypatch):
+    """With waves of 2,640 results: 1.1 waves are two products, 0.6 and 1.8 are one."""
+    monkeypatch.setattr("mm1.model.products.TILE", 20)
+    monkeypatch.setattr("mm1.model.products.EVEN", 8)
+    g = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(wide, high)
+    x = torch.randn(2, 9, wide, generator=g, requires_grad=True)
+    pull = torch.randn(2, 9, high, generator=g)
+    inputs = [x, *layer.parameters()]
+    found, expected = _Linear.apply(x, layer.weight, layer.bias), layer(x)
+    assert torch.equal(found, expected)
+    grads = zip(*(torch.autograd.grad(y, inputs, pull) for y in (found, expected)), strict=True)
+    assert all(close(ours, theirs) for ours, theirs in grads)
+
+
+@pytest.mark.parametrize(
+    ("longer", "shorter", "cut"),
+    [(5120, 1280, 4096), (11008, 2048, 10496), (5504, 2048, 5120), (3840, 1280, 3840), (13824, 2560, 13824)],
+)
+def test_where_waves_end_on_132_multiprocessors(longer, shorter, cut):
+    """The first three were the fastest cuts that an H200 was tried with, the fourth was fastest in one piece."""
+    assert whole_waves(longer, shorter, 132) == cut
