@@ -21,7 +21,7 @@ from torch import Tensor
 from mm1.batch import IMAGE
 from mm1.infer.decoding import Decoding
 from mm1.infer.features import Asked, Features, to_device
-from mm1.model.attention import Mask, causal_mask
+from mm1.model.attention import UNBOUNDED, Filled, Mask, causal_mask
 from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.routers import Router
@@ -94,8 +94,10 @@ class Stepping:
         values[self._rows_S, :, self._position_S] = v_BGTK[:, :, 0]
         return keys[:rows, :, : self._columns], values[:rows, :, : self._columns]
 
-    def mask(self, segments_BT: Tensor, window: int | None = None) -> Tensor:
-        """bool[S, 1, 1, columns]: what was read so far."""
+    def mask(self, segments_BT: Tensor, window: int | None = None) -> Mask:
+        """What was read so far, on a CPU bool[S, 1, 1, columns]."""
+        if segments_BT.is_cuda:
+            return Filled(self._position_S, UNBOUNDED if window is None else window)
         place_T, last_S1 = torch.arange(self._columns, device=segments_BT.device), self._position_S[:, None]
         seen_ST = place_T <= last_S1
         if window is not None:

@@ -1,10 +1,10 @@
 """Causal self-attention that stays inside a document: rotary positions, grouped key-value heads, cached keys.
 
-Four ways compute the same thing, and :func:`attend` picks. A CPU has no backward for flex_attention, so it takes
+Five ways compute the same thing, and :func:`attend` picks. A CPU has no backward for flex_attention, so it takes
 scaled-dot-product attention with a boolean mask; a GPU takes flex_attention with a block mask, because a dense mask
 would leave the fast kernels; decoding takes the boolean mask over the cache anywhere, and reads prompts that begin at
 the first place of their rows without any, since what pads them on the right comes after all that counts; nor does a
-row need one that is one document to its positions.
+row need one that is one document to its positions. One new position of many slots reads on a GPU what each has filled.
 Grouped heads: Ainslie et al. 2023; norms of queries and keys: Dehghani et al. 2023; sliding window: Mistral 7B,
 arXiv 2310.06825.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mm1.model.rope import rotate
 
-Mask: TypeAlias = "Tensor | BlockMask | None"  # None: every position sees those before it and itself
+Mask: TypeAlias = "Tensor | BlockMask | Filled | None"  # None: every position sees those before it and itself
+UNBOUNDED = 2**30  # a window that nothing leaves
+
+
+class Filled(NamedTuple):
+    """What one new position of each slot sees on a GPU: places ``last_S - window + 1`` to ``last_S`` of its own."""
+
+    last_S: Tensor
+    window: int
 
 
 def document_mask(segments_BT: Tensor, window: int | None = None) -> Mask:
@@ -75,6 +83,8 @@ def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask, share: in
     Whoever knows ``share`` says it: to a compiler that has seen several shapes a quotient of sizes is no number.
     """
     share = q_BHTK.shape[1] // k_BGTK.shape[1] if share is None else share
+    if isinstance(mask, Filled):
+        return _attend_slots(q_BHTK.squeeze(2), k_BGTK, v_BGTK, mask.last_S, mask.window).unsqueeze(2)
     if isinstance(mask, BlockMask):
         return _compiled(flex_attention)(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=share > 1)
     if share > 1 and mask is not None and q_BHTK.shape[2] == 1:  # the heads of a group as queries: nothing is repeated
@@ -87,6 +97,18 @@ def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask, share: in
     return scaled_dot_product_attention(
         q_BHTK, k_BGTK, v_BGTK, attn_mask=mask, is_causal=mask is None, enable_gqa=share > 1
     )
+
+
+@torch.library.custom_op("mm1::attend_slots", mutates_args=())
+def _attend_slots(q_SHK: Tensor, k_SGTK: Tensor, v_SGTK: Tensor, last_S: Tensor, window: int) -> Tensor:
+    from mm1.model import step_triton  # a GPU's torch brings Triton along, a CPU's does not
+
+    return step_triton.attend_slots(q_SHK, k_SGTK, v_SGTK, last_S, window)
+
+
+@_attend_slots.register_fake
+def _(q_SHK: Tensor, k_SGTK: Tensor, v_SGTK: Tensor, last_S: Tensor, window: int) -> Tensor:
+    return q_SHK.new_empty(q_SHK.shape)
 
 
 @cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, layer_norm, silu
+from torch.nn.functional import cross_entropy, layer_norm, scaled_dot_product_attention, silu
 
 from mm1.batch import IMAGE
 from mm1.model import add_norm
+from mm1.model.attention import UNBOUNDED, Filled, attend
 from mm1.model.connector import CAbstractor
 from mm1.model.ffn import _Gated
 from mm1.model.loss import _scored_on_gpu
@@ -126,3 +127,29 @@ def test_a_weights_gradient_in_whole_waves_is_the_gradient(high, wide, monkeypat
 def test_where_waves_end_on_132_multiprocessors(longer, shorter, cut):
     """The first three were the fastest cuts that an H200 was tried with, the fourth was fastest in one piece."""
     assert whole_waves(longer, shorter, 132) == cut
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "width", "places", "window"),
+    [(4, 4, 32, 700, None), (4, 2, 24, 300, None), (6, 1, 16, 515, 37), (2, 2, 80, 64, 5)],
+)
+def test_the_kernel_of_a_step_reads_what_each_slot_has_filled(heads, groups, width, places, window, device):
+    """In the first slots of a longer cache; what stands beyond the last place is no number and is not looked at."""
+    g = torch.Generator().manual_seed(0)
+    last, at = torch.tensor([0, places // 2, places - 1]), torch.arange(places)
+    cache = torch.randn(2, 5, groups, places + 9, width, generator=g)
+    q = torch.randn(3, heads, 1, width, generator=g).to(device)
+    seen = at <= last[:, None]
+    if window is not None:
+        seen &= last[:, None] - at < window
+    keys, values = cache[:, :3, :, :places].to(device)
+    mask = seen[:, None, None].to(device)
+    expected = scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=heads > groups)
+    beyond = (at > last[:, None])[:, None, :, None].to(device)
+    keys, values = keys.masked_fill(beyond, torch.nan), values.masked_fill(beyond, torch.nan)
+    filled = Filled(last.to(device), UNBOUNDED if window is None else window)
+    found = attend(q, keys, values, filled, heads // groups)
+    assert close(found, expected)
+    alone = Filled(last[1:2].to(device), filled.window)
+    one = attend(q[1:2], keys[1:2, :, : places // 2 + 1], values[1:2, :, : places // 2 + 1], alone, heads // groups)
+    assert torch.equal(one, found[1:2]), "neither other slots nor room behind change a bit"
