@@ -10,6 +10,7 @@
     python scripts/benchmark.py plan_check         # what mm1-study plan says beside what runs take, needs a GPU
     python scripts/benchmark.py checkpoint         # how long a checkpoint of 2B stops training, needs a GPU
     python scripts/benchmark.py generate           # eight-shot captioning beside transformers' generate, needs a GPU
+    python scripts/benchmark.py answers CKPT DATA  # the same captions by both of a trained model, and their CIDEr
     torchrun --nproc_per_node 2 scripts/benchmark.py experts    # sparse layers whose experts GPUs share
     torchrun --nproc_per_node 2 scripts/benchmark.py scale      # a whole training step on one GPU and on several
 
@@ -24,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.answers import answers  # noqa: E402
 from benchmarks.checkpoint import checkpoint  # noqa: E402
 from benchmarks.data import data  # noqa: E402
 from benchmarks.experts_parallel import experts  # noqa: E402
@@ -57,6 +59,7 @@ def main() -> None:
         "mix": mix,
         "checkpoint": checkpoint,
         "generate": generate,
+        "answers": answers,
     }
     door(lambda: auto_cli(commands, args=underscored(sys.argv[1:]), prog="benchmark.py", exit_on_error=False))
 
