@@ -234,7 +234,7 @@ class MM1ForConditionalGeneration(Installed, PreTrainedModel, GenerationMixin):
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether layers are recomputed in the backward pass; transformers' switches set it."""
-        return self.model.decoder.checkpointing
+        return bool(self.model.decoder.checkpointing)
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, value: bool) -> None:

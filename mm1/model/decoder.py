@@ -8,14 +8,12 @@ their weights fit: Mistral, Qwen 2 and 3, OLMo 2, SmolLM, Mixtral, OLMoE, Qwen3-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from mm1.errors import UserError, at_least
 from mm1.model.attention import Attention, Cache, KVCache, Mask, document_mask
@@ -23,6 +21,7 @@ from mm1.model.ffn import SwiGLU
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.routing import Places
 from mm1.model.moe.stats import RouterStats
+from mm1.model.recompute import CHOICE, PRODUCTS, Checkpointing, checked, recomputed
 from mm1.model.rope import Rope
 from mm1.model.shape import ARGS, head_shape, sparse_layers, windows
 
@@ -68,8 +67,33 @@ class Layer(nn.Module):
         places: Places,
         cache: Cache | None = None,
         layer: int = 0,
+        selective: bool = False,
     ) -> tuple[Tensor, RouterStats | None]:
-        """One layer; the second value is the router's, None where the feed-forward is dense."""
+        """One layer; the second value is the router's, None where the feed-forward is dense.
+
+        ``selective`` lets the backward pass recompute what is cheap, here and not around the layer, so that a compiler
+        of the layer sees it.
+        """
+        run = recomputed(self._answer, PRODUCTS, self._unread) if selective else self._answer
+        return run(x_BTD, rotation, mask, places, cache, layer)
+
+    @property
+    def _unread(self) -> tuple[int, int] | None:
+        """Size of the last product's matrix, if its answer is just added to the residual and no other has that size."""
+        down = self.ffn.down if isinstance(self.ffn, SwiGLU) else None
+        if type(down) is not nn.Linear or not self.before or self.dropout.p:
+            return None
+        return None if down.in_features == self.attention.o.in_features else (down.in_features, down.out_features)
+
+    def _answer(
+        self,
+        x_BTD: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Mask,
+        places: Places,
+        cache: Cache | None,
+        layer: int,
+    ) -> tuple[Tensor, RouterStats | None]:
         read_BTD = self.attention_norm(x_BTD) if self.before else x_BTD
         y_BTD = self.attention(read_BTD, rotation, mask, cache, layer)
         x_BTD = x_BTD + self.dropout(y_BTD if self.before else self.attention_norm(y_BTD.to(x_BTD.dtype)))
@@ -105,7 +129,8 @@ class Decoder(nn.Module):
         norm_place: Whether a branch reads a normalised copy, or its answer is normalised (``after``: OLMo 2).
         norm_eps: Epsilon of RMSNorm.
         dropout: Share of each branch's answer that training sets to zero; experts have their own (``expert_dropout``).
-        checkpointing: Recompute layers in the backward pass instead of keeping their activations.
+        checkpointing: What the backward pass recomputes instead of keeping it: nothing (false), whole layers (true), or
+            what is cheap in them, all but products and attention (``selective``, see :mod:`mm1.model.recompute`).
     """
 
     def __init__(
@@ -133,7 +158,7 @@ class Decoder(nn.Module):
         norm_place: Literal["before", "after"] = "before",
         norm_eps: float = 1e-5,
         dropout: float = 0.0,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         sizes = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads, "ffn_width": ffn_width}
@@ -145,20 +170,12 @@ class Decoder(nn.Module):
         self.vocabulary, self.width, self.heads, self.ffn_width = vocabulary, width, heads, ffn_width
         self.kv_heads, self.head_width = head_shape(width, heads, kv_heads, head_width)
         self.windows_L, self.across_documents = windows(layers, window_tokens, windowed_layers), across_documents
-        self.rope, self.rope_base, self.checkpointing = rope or Rope(), rope_base, checkpointing
+        self.rope, self.rope_base = rope or Rope(), rope_base
+        self.checkpointing = checked(checkpointing, f"{ARGS}.checkpointing")
         self.rope.check(self.head_width)
         sparse = sparse_layers(layers, moe_every, dense_layers) if moe else []
-        attention = partial(
-            Attention,
-            width,
-            heads,
-            self.kv_heads,
-            self.head_width,
-            bias=attention_bias,
-            qk_norm=qk_norm,
-            norm_eps=norm_eps,
-            clip=clip_qkv,
-        )
+        shape = (width, heads, self.kv_heads, self.head_width)
+        attention = partial(Attention, *shape, bias=attention_bias, qk_norm=qk_norm, norm_eps=norm_eps, clip=clip_qkv)
 
         def layer(index: int) -> Layer:
             ffn = moe(width, ffn_width) if moe and index in sparse else SwiGLU(width, ffn_width)
@@ -198,13 +215,11 @@ class Decoder(nn.Module):
         masks = {window: self._mask(segments_BT, window, cache) for window in set(self.windows_L)}
         rotation = self.rope.rotation(positions_BT, segments_BT, self.head_width, self.rope_base)
         places, routers = places or Places.of_text(segments_BT > 0), []
+        again = self.checkpointing if cache is None and torch.is_grad_enabled() else False
         for index, layer in enumerate(self.layers):
             mask = masks[self.windows_L[index]]
-            if self.checkpointing and torch.is_grad_enabled():
-                recompute = partial(checkpoint, layer, use_reentrant=False, context_fn=_keep_routing)
-                x_BTD, stats = recompute(x_BTD, rotation, mask, places)
-            else:
-                x_BTD, stats = layer(x_BTD, rotation, mask, places, cache, index)
+            run = recomputed(layer, CHOICE) if again is True else layer
+            x_BTD, stats = run(x_BTD, rotation, mask, places, cache, index, again == "selective")
             routers += [] if stats is None else [stats]
         if cache is not None:
             cache.length += x_BTD.shape[1]
@@ -241,8 +256,3 @@ class Decoder(nn.Module):
         shape = (len(self.layers), rows, self.kv_heads, tokens, self.head_width)
         segments_BT = torch.zeros(rows, tokens, dtype=torch.int64, device=weight.device)
         return KVCache(weight.new_empty(shape), weight.new_empty(shape), segments_BT)
-
-
-def _keep_routing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Keep the choice of experts, recompute the rest: a near-tie must not send a token elsewhere in the backward."""
-    return create_selective_checkpoint_contexts([torch.ops.aten.topk.default])

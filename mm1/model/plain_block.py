@@ -6,16 +6,14 @@ copies queries, keys and values apart before it attends; here they are read wher
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from mm1.model.add_norm import add_norm
 from mm1.model.products import in_whole_waves
+from mm1.model.recompute import NOTHING, PRODUCTS, Checkpointing, recomputed
 
 
 class PlainBlock(ResidualAttentionBlock):
@@ -24,8 +22,13 @@ class PlainBlock(ResidualAttentionBlock):
     It takes the residual and what the block before would add to it, and gives the same on: the next norm adds it.
     """
 
-    def forward(self, x_IPV: Tensor, branch_IPV: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Two of [I, P, V], of which the sum is the residual."""
+    def forward(
+        self, x_IPV: Tensor, branch_IPV: Tensor | None = None, selective: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Two of [I, P, V], of which the sum is the residual; ``selective`` as for a layer of the decoder."""
+        return (recomputed(self._answer, PRODUCTS) if selective else self._answer)(x_IPV, branch_IPV)
+
+    def _answer(self, x_IPV: Tensor, branch_IPV: Tensor | None) -> tuple[Tensor, Tensor]:
         x_IPV, normed_IPV = add_norm(x_IPV, branch_IPV, self.ln_1)
         x_IPV, normed_IPV = add_norm(x_IPV, self.ls_1(self._attend(normed_IPV)), self.ln_2)
         hidden_IPF = self.mlp.gelu(in_whole_waves(self.mlp.c_fc, normed_IPV))
@@ -38,21 +41,22 @@ class PlainBlock(ResidualAttentionBlock):
         return attention.out_proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def run_blocks(blocks: nn.ModuleList, x_IPV: Tensor, recompute: bool) -> Tensor:
+def run_blocks(blocks: nn.ModuleList, x_IPV: Tensor, checkpointing: Checkpointing) -> Tensor:
     """Every block of a tower in turn, [I, P, V] -> [I, P, V].
 
     Args:
-        blocks: Ours, or open_clip's of another kind.
+        blocks: Ours, or open_clip's of another kind, of which a compiler recomputes all where it is to be a part.
         x_IPV: What the first one reads.
-        recompute: Whether the backward pass computes blocks again instead of keeping their activations.
+        checkpointing: What the backward pass computes again instead of keeping it.
     """
     branch_IPV: Tensor | None = None
+    again = checkpointing if torch.is_grad_enabled() else False
     for block in blocks:
-        run = partial(checkpoint, block, use_reentrant=False) if recompute and torch.is_grad_enabled() else block
         if isinstance(block, PlainBlock):
-            x_IPV, branch_IPV = run(x_IPV, branch_IPV)
+            run = recomputed(block, NOTHING) if again is True else block
+            x_IPV, branch_IPV = run(x_IPV, branch_IPV, again == "selective")
         else:
-            x_IPV = run(x_IPV)
+            x_IPV = (recomputed(block, PRODUCTS if again == "selective" else NOTHING) if again else block)(x_IPV)
     return x_IPV if branch_IPV is None else x_IPV + branch_IPV
 
 

@@ -21,6 +21,7 @@ from mm1.errors import UserError
 from mm1.model.open_clip_tower import preprocessing, tower
 from mm1.model.plain_block import plain, run_blocks
 from mm1.model.positions import follow_grid
+from mm1.model.recompute import Checkpointing, checked
 from mm1.model.weight_file import read_weights
 
 Resize = Literal["squash", "crop", "pad"]
@@ -46,6 +47,7 @@ class VisionEncoder(nn.Module):
         image_px: Side of the square picture.
         mean, std: What pictures are normalised by.
         resize, interpolation: How pictures are brought to size, as :class:`mm1.batch.ImageSpec` says.
+        checkpointing: What of its blocks the backward pass recomputes.
     """
 
     name: str
@@ -57,6 +59,7 @@ class VisionEncoder(nn.Module):
     std: Rgb
     resize: Resize
     interpolation: Interpolation
+    checkpointing: Checkpointing = False
 
     def forward(self, images_ICHW: Tensor) -> Tensor:
         """Normalised float pictures [I, 3, S, S] -> patch tokens [I, P, V], no class token among them."""
@@ -133,7 +136,7 @@ class OpenClip(VisionEncoder):
         std: Likewise.
         resize: How pictures are brought to size, likewise.
         interpolation: By which filter, likewise.
-        checkpointing: Recompute blocks in the backward pass instead of keeping their activations.
+        checkpointing: As for the decoder: false, true (whole blocks), or selective (what is cheap in them).
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class OpenClip(VisionEncoder):
         std: Rgb | None = None,
         resize: Resize | None = None,
         interpolation: Interpolation | None = None,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         self.name, self.tag, self.weights, self.allow_pickle, self.layer = name, tag, weights, allow_pickle, layer
@@ -167,7 +170,7 @@ class OpenClip(VisionEncoder):
         self._set_preprocessing(published, mean, std, resize or ways[published["resize_mode"]], interpolation)
         self.left_out = _prune(self.visual, layer, len(self.visual.transformer.resblocks))
         plain(self.visual)
-        self.checkpointing = checkpointing
+        self.checkpointing = checked(checkpointing, "model.vision.init_args.checkpointing")
         follow_grid(self, "visual.positional_embedding", self.grid, prefix_tokens=1)
 
     @property
@@ -249,6 +252,11 @@ class Timm(VisionEncoder):
         super().__init__()
         if not timm.is_model(name):
             raise UserError(f"timm has no model {name!r}; timm.list_models() lists them (model.vision.init_args.name)")
+        if not isinstance(checkpointing, bool):
+            raise UserError(
+                f"model.vision.init_args.checkpointing is {checkpointing!r}; expected false or true: timm recomputes "
+                f"whole blocks of its towers, or OpenClip instead of Timm"
+            )
         shape: dict[str, Any] = {
             "img_size": image_px,
             "patch_size": patch_px,
@@ -264,6 +272,7 @@ class Timm(VisionEncoder):
         self._set_grid(self.visual.patch_embed.img_size, self.visual.patch_embed.grid_size)
         self._set_preprocessing(self.visual.pretrained_cfg, mean, std, resize, interpolation)
         self.left_out = _prune(self.visual, layer, len(self.visual.blocks))
+        self.checkpointing = checkpointing
         self.visual.set_grad_checkpointing(checkpointing)
         prefix_tokens = 0 if self.visual.no_embed_class else self.visual.num_prefix_tokens
         follow_grid(self, "visual.pos_embed", self.grid, prefix_tokens)

@@ -23,8 +23,9 @@ def out_of_memory(error: BaseException, trainer: lightning.Trainer) -> UserError
     return UserError(
         f"out of {'memory of the ' + trainer.strategy.root_device.type if device else 'memory'}{what} at step "
         f"{trainer.global_step + 1}, {_sizes(trainer)}; expected what fits: raise trainer.accumulate_grad_batches, "
-        f"then set checkpointing (of model.model.decoder and .vision), then lower data.row_tokens or "
-        f"data.images_per_row, or share the model among ranks (trainer.strategy: mm1.train.strategy.Sharded)"
+        f"then set checkpointing (of model.model.decoder and .vision) to selective, then to true, then lower "
+        f"data.row_tokens or data.images_per_row, or share the model among ranks (trainer.strategy: "
+        f"mm1.train.strategy.Sharded)"
     )
 
 
@@ -32,9 +33,9 @@ def _sizes(trainer: lightning.Trainer) -> str:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     recipe, model = data.recipe, trainer.lightning_module.model
     rows = recipe.rows_per_step / (reader(trainer.strategy)[1] * trainer.accumulate_grad_batches)
-    on = [name for name in ("decoder", "vision") if getattr(getattr(model, name), "checkpointing", False)]
+    ways = {name: str(getattr(model, name).checkpointing).lower() for name in ("decoder", "vision")}
     return (
         f"with {rows:g} rows a micro-batch, {recipe.row_tokens} positions (data.row_tokens) and up to "
-        f"{recipe.images_per_row} pictures a row, checkpointing of {' and '.join(on) or 'nothing'}, "
+        f"{recipe.images_per_row} pictures a row, checkpointing {ways['decoder']} (vision {ways['vision']}), "
         f"{sum(p.numel() for p in trainer.lightning_module.parameters()) / 1e6:.3g} M parameters"
     )

@@ -115,6 +115,8 @@ def test_out_of_memory_names_the_knobs(corpus: Path, tmp_path: Path, capfd) -> N
     assert process.exitcode == 2
     assert told.startswith("error: out of memory for 1073741824 bytes more at step 4, with 2 rows a micro-batch, 96 ")
     assert "raise trainer.accumulate_grad_batches, then set checkpointing" in told
+    assert "to selective, then to true" in told
+    assert "checkpointing false (vision false)" in told
 
 
 @pytest.fixture
