@@ -6,6 +6,8 @@ copies queries, keys and values apart before it attends; here they are read wher
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
@@ -20,7 +22,12 @@ class PlainBlock(ResidualAttentionBlock):
     """A block of a plain image tower, where every position sees every other; blocks become one by :func:`plain`.
 
     It takes the residual and what the block before would add to it, and gives the same on: the next norm adds it.
+
+    Attributes:
+        product: What multiplies by the matrix of queries, keys and values, which is no layer's; it can be replaced.
     """
+
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = staticmethod(linear)
 
     def forward(
         self, x_IPV: Tensor, branch_IPV: Tensor | None = None, selective: bool = False
@@ -36,7 +43,7 @@ class PlainBlock(ResidualAttentionBlock):
 
     def _attend(self, x_IPV: Tensor) -> Tensor:
         attention = self.attn
-        qkv = linear(x_IPV, attention.in_proj_weight, attention.in_proj_bias)
+        qkv = self.product(x_IPV, attention.in_proj_weight, attention.in_proj_bias)
         q, k, v = (t.transpose(1, 2) for t in qkv.unflatten(-1, (3, attention.num_heads, -1)).unbind(2))
         return attention.out_proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from mm1.model.moe.routers.base import Router
 
 States = Literal["float32", "bfloat16"]
 KEPT = ("exp_avg", "exp_avg_sq", "master")
@@ -154,6 +156,17 @@ class MasterAdamW(torch.optim.Optimizer):
 
     def _parameters(self) -> Iterator[Tensor]:
         return (parameter for group in self.param_groups for parameter in group["params"])
+
+
+def lower(model: nn.Module) -> None:
+    """Bring a model's weights to bfloat16 in place, all but those of routers, whose small differences decide.
+
+    Switch, section 2.4. The mean and deviation of pictures are buffers and stay: 8 bits would shift every picture.
+    """
+    routers = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in routers:
+            parameter.data = parameter.data.bfloat16()
 
 
 def _local(tensor: Tensor) -> Tensor:

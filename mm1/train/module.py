@@ -20,14 +20,14 @@ from mm1.model.mm1 import MM1
 from mm1.model.moe.layer import Mixture
 from mm1.model.moe.losses import Balance
 from mm1.model.moe.routers import ByTask
-from mm1.model.moe.routers.base import Router
 from mm1.model.positions import resampled
 from mm1.model.stored import check_fits, read, upgrade
 from mm1.template import OURS, Template
 from mm1.train.adafactor import Adafactor
+from mm1.train.float8 import Recipe, convert
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.lora import LoRA
-from mm1.train.masters import MasterAdamW
+from mm1.train.masters import MasterAdamW, lower
 from mm1.train.optim import AdamW, check_resumes
 from mm1.train.parallel import clip_gradients, gradient_norm, whole
 from mm1.train.strategy import Sharded, average, reader, take_over
@@ -45,6 +45,7 @@ class Objective(lightning.LightningModule):
         compiled: Compile layers with torch.compile; about 1.6 times as fast on a GPU after half a minute of compiling.
         weights: ``bfloat16`` computes with weights of that type, of which the optimizer keeps fp32 masters; routers
             stay in fp32. For ``trainer.precision: 32-true``, since nothing is left to lower.
+        float8: Multiply in 8 bits, by the recipe of torchao that is named, on GPUs that can (:mod:`mm1.train.float8`).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Objective(lightning.LightningModule):
         lora: LoRA | None = None,
         compiled: bool = False,
         weights: Literal["float32", "bfloat16"] = "float32",
+        float8: Recipe = "none",
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,6 +66,7 @@ class Objective(lightning.LightningModule):
         self.lora = lora
         self.adapted: dict[str, Any] = {}  # what checkpoints say of their adapters
         self.seed, self.init_from, self.compiled, self.weights = seed, init_from, compiled, weights
+        self.float8: Recipe = float8
         self.template: Template | None = None  # of the conversations trained on, now or before
         self.origin_json: str | None = None  # of the parts that init_from was joined of
         self.window = [1.0, 1.0]
@@ -85,6 +88,10 @@ class Objective(lightning.LightningModule):
         self._check_tasks()
         self.speak(None, "")
         strategy = self.trainer.strategy
+        if self.float8 != "none" and self.lora is not None:
+            raise UserError(f"model.float8 is {self.float8} and model.lora trains adapters; expected float8: none")
+        shared = strategy.sizes["tensor"] if isinstance(strategy, Sharded) else 1
+        convert(self.model, self.float8, strategy.root_device, ranks_of_a_layer=shared)
         if isinstance(strategy, Sharded):
             strategy.spread(self.model)
         for layer in self.model.modules():
@@ -366,17 +373,6 @@ class Objective(lightning.LightningModule):
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks."""
         return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")  # which sums in place
-
-
-def lower(model: MM1) -> None:
-    """Bring a model's weights to bfloat16 in place, all but those of routers, whose small differences decide.
-
-    Switch, section 2.4. The mean and deviation of pictures are buffers and stay: 8 bits would shift every picture.
-    """
-    routers = {id(p) for module in model.modules() if isinstance(module, Router) for p in module.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in routers:
-            parameter.data = parameter.data.bfloat16()
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

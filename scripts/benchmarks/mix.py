@@ -23,8 +23,7 @@ from benchmarks.moe import Step, measured
 from benchmarks.train import SIZES, VOCABULARY, our_model
 from mm1.batch import IMAGE, Batch, targets_of
 from mm1.data.pack import Limits, Piece, Queue, next_row
-from mm1.train.masters import MasterAdamW
-from mm1.train.module import lower
+from mm1.train.masters import MasterAdamW, lower
 from mm1.train.parallel import gradient_norm
 
 # share of positions, fewest and most pictures and text tokens of a document

@@ -22,8 +22,7 @@ from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
 from mm1.peak import peak_tflops
 from mm1.train.clock import PARTS, Clock
-from mm1.train.masters import MasterAdamW, States
-from mm1.train.module import lower
+from mm1.train.masters import MasterAdamW, States, lower
 from mm1.train.parallel import gradient_norm
 
 SIZES = {

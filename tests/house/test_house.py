@@ -42,6 +42,7 @@ ADDRESSES = {
     "rensa": ["data_pipelines/steps/duplicates.py"],
     "gradio": ["eval/serve/"],
     "peft": ["mm1/train/lora.py"],
+    "torchao": ["mm1/train/float8.py"],
     "ray": ["data_pipelines/engines.py"],
     "lm_eval": ["eval/adapters/lm.py"],
     "lmms_eval": ["eval/adapters/lmms.py"],
