@@ -74,11 +74,11 @@ class Layer(nn.Module):
         ``selective`` lets the backward pass recompute what is cheap, here and not around the layer, so that a compiler
         of the layer sees it.
         """
-        run = recomputed(self._answer, PRODUCTS, self._unread) if selective else self._answer
+        run = recomputed(self._answer, PRODUCTS, self.unread) if selective else self._answer
         return run(x_BTD, rotation, mask, places, cache, layer)
 
     @property
-    def _unread(self) -> tuple[int, int] | None:
+    def unread(self) -> tuple[int, int] | None:
         """Size of the last product's matrix, if its answer is just added to the residual and no other has that size."""
         down = self.ffn.down if isinstance(self.ffn, SwiGLU) else None
         if type(down) is not nn.Linear or not self.before or self.dropout.p:

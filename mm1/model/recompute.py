@@ -62,7 +62,7 @@ def recomputed(
     again = partial(checkpoint, function, use_reentrant=False)
     if not kept:
         return again
-    return partial(again, context_fn=partial(create_selective_checkpoint_contexts, partial(_policy, kept, unread)))
+    return partial(again, context_fn=partial(create_selective_checkpoint_contexts, partial(policy, kept, unread)))
 
 
 def keeps(operator: Any, kept: frozenset[str]) -> bool:
@@ -70,9 +70,10 @@ def keeps(operator: Any, kept: frozenset[str]) -> bool:
     return operator.name().partition(".")[0] in kept
 
 
-def _policy(
+def policy(
     kept: frozenset[str], unread: tuple[int, int] | None, _: Any, operator: Any, *args: Any, **__: Any
 ) -> CheckpointPolicy:
+    """What becomes of an operator's answer, as torch asks it; arguments as for :func:`recomputed`."""
     named = keeps(operator, kept)
     if named and unread and isinstance(args[-1], torch.Tensor) and args[-1].shape == unread:
         named = False

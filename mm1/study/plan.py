@@ -220,7 +220,9 @@ def _fit(of: Plan) -> str:
         return f"it fits; the largest micro-batch for this card is {of.largest} rows"
     if of.largest:
         return f"WARNING: it does not fit; the largest micro-batch for this card is {of.largest} rows"
-    return "WARNING: it does not fit, not even one row; take more GPUs (--gpus, --shard) or checkpointing: true"
+    ways = {False: "checkpointing: selective or true, or ", "selective": "checkpointing: true, or ", True: ""}
+    more = ways[of.job.model.decoder.checkpointing]
+    return f"WARNING: it does not fit, not even one row; take {more}more GPUs (--gpus, --shard)"
 
 
 def table(plans: Sequence[Plan]) -> str:

@@ -22,11 +22,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy
 
 from mm1.model.moe import kernels
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.routing import Rows
+from mm1.model.recompute import PRODUCTS, policy
+
+KEPT = PRODUCTS | {"mm1_plan::attention"}
 
 
 def kept_bytes(run: Callable[[], Any], given: Iterable[Any]) -> int:
@@ -53,6 +58,8 @@ def kept_on_gpu(
     dtype: torch.dtype,
     autocast: bool,
     compiled: bool,
+    selective: bool = False,
+    unread: tuple[int, int] | None = None,
 ) -> int:
     """The same for a part of a model as a GPU would run it, its input included.
 
@@ -63,6 +70,8 @@ def kept_on_gpu(
         dtype: Of weights and input; routers stay in fp32.
         autocast: Whether matrix products run in bf16 whatever the weights are.
         compiled: Whether the part is compiled as one.
+        selective: Whether all but products is recomputed (:mod:`mm1.model.recompute`).
+        unread: As recomputing is told.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _dispatched(part):
         weights = {name: _like(name, value, dtype) for name, value in part.state_dict(keep_vars=True).items()}
@@ -73,8 +82,13 @@ def kept_on_gpu(
             return torch.func.functional_call(moved, {f"part.{name}": value for name, value in weights.items()}, (x,))
 
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=False), _AsOnGpu(compiled):
-            run = _partitioned(forward) if compiled else forward
-            return x.numel() * x.element_size() + kept_bytes(lambda: run(weights, x), [*weights.values(), x])
+            entry = x.numel() * x.element_size()
+            if selective and not compiled:
+                with _Products(unread) as products:
+                    forward(weights, x)
+                return entry + sum(tensor.untyped_storage().nbytes() for tensor in products.found.values())
+            run = _partitioned(forward, selective) if compiled else forward
+            return entry + kept_bytes(lambda: run(weights, x), [*weights.values(), x])
 
 
 class _Called(nn.Module):
@@ -89,12 +103,47 @@ class _Called(nn.Module):
         return self.call(self.part, x)
 
 
-def _partitioned(forward: Callable[..., Any]) -> Callable[..., Any]:
+class _Products(TorchDispatchMode):
+    """Notes what recomputing would keep."""
+
+    def __init__(self, unread: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.unread = unread
+        self.found: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run it and see."""
+        answer = func(*args, **kwargs or {})
+        if policy(KEPT, self.unread, None, func, *args) is CheckpointPolicy.MUST_SAVE:
+            tensors = answer if isinstance(answer, tuple) else (answer,)
+            self.found |= {_storage(tensor): tensor for tensor in tensors}
+        return answer
+
+
+def _partitioned(forward: Callable[..., Any], selective: bool) -> Callable[..., Any]:
     from functorch.compile import aot_function, min_cut_rematerialization_partition, nop
     from torch._inductor.decomposition import select_decomp_table  # takes seconds, and only compiled plans need it
 
-    rule: Any = min_cut_rematerialization_partition
+    def rule(joint: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+        if selective:
+            _mark(joint.graph)
+        return min_cut_rematerialization_partition(joint, inputs, **options)
+
     return aot_function(forward, nop, nop, partition_fn=rule, decompositions=select_decomp_table())
+
+
+def _mark(joint: torch.fx.Graph) -> None:
+    """Say of the forward pass what is kept, as torch does where a compiled layer recomputes."""
+    backward: set[torch.fx.Node] = set()
+    for node in joint.nodes:
+        if (node.op == "placeholder" and node.name.startswith("tangents")) or backward & {*node.all_input_nodes}:
+            backward.add(node)
+        elif node.op == "call_function":
+            if isinstance(node.target, torch._ops.OperatorBase):
+                kept = policy(KEPT, None, None, node.target)
+            else:  # one of several answers of an operator
+                kept = node.all_input_nodes[0].meta.get("recompute", CheckpointPolicy.PREFER_RECOMPUTE)
+            node.meta |= {"recompute": kept, "ac_graph_id": 0}
 
 
 def _like(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ rank's part the largest); activations are what autograd keeps (:mod:`mm1.study.p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -21,6 +21,8 @@ from mm1.model.mm1 import MM1
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import Mixture, MoE
 from mm1.model.moe.routing import Places
+from mm1.model.plain_block import PlainBlock
+from mm1.model.recompute import Checkpointing
 from mm1.study.plan_cards import GIB
 from mm1.study.plan_job import Job, Layout
 from mm1.study.plan_kept import kept_on_gpu
@@ -44,7 +46,8 @@ class Memory:
             being recomputed.
         row: Activations of each row of a micro-batch.
         layer: Of the largest layer or block, per row.
-        recomputed: Activations, per row, of the layer or block that is being recomputed.
+        recomputed: Activations, per row, of the layer or block that is being recomputed, beyond those in ``row``.
+        cheap: Activations that a row recomputes where products are kept.
         row_parts: ``row`` by part: decoder, pictures, loss.
         loss: Logits of one chunk and the gradient of the head.
         learned: Numbers that the optimizer here changes.
@@ -59,6 +62,7 @@ class Memory:
     row: float
     layer: float
     recomputed: float
+    cheap: float
     row_parts: dict[str, float]
     loss: float
     learned: float
@@ -103,7 +107,7 @@ def memory(job: Job, on: Layout) -> Memory:
     kinds = places(job.model, on)
     whole_gradients = job.micro_batches > 1 and on.gpus > 1
     gradients = sum(p.numel() / kinds[id(p)].cut if whole_gradients else kinds[id(p)].local(p) for p in learns)
-    parts, layer, again, copies = _row(job, on)
+    parts, layer, once, cheap, copies = _row(job, on)
     model, head = job.model, job.model.decoder.head_VD
     logits = min(CHUNK_TOKENS_GPU, job.row_tokens) * model.decoder.vocabulary * 2
     learned = sum(kinds[id(p)].local(p) for p in learns)
@@ -115,7 +119,8 @@ def memory(job: Job, on: Layout) -> Memory:
         copies=copies,
         row=sum(parts.values()),
         layer=layer,
-        recomputed=layer if again else 0.0,
+        recomputed=once,
+        cheap=cheap,
         row_parts=parts,
         loss=(logits + (4 + job.gathered(on).itemsize) * head.numel()) / on.tensor,
         learned=learned,
@@ -193,71 +198,106 @@ def _buffers(job: Job, on: Layout, kinds: dict[int, Place]) -> float:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a part keeps: for each row, whatever the rows, and of its input for each row."""
+    """What a part keeps: for each row, whatever the rows, of its input for each row; what waits for its backward."""
 
     row: float
     fixed: float
     entry: float
+    waiting: float
 
 
-def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, bool, float]:
-    """Bytes: activations of a row by part, those of its largest layer or block, whether it is recomputed, copies."""
+def _row(job: Job, on: Layout) -> tuple[dict[str, float], float, float, float, float]:
+    """Bytes.
+
+    Activations of a row by part, those of its largest layer or block, those that it recomputes at once at most and
+    those that it recomputes where products are kept, and copies.
+    """
     decoder, vision = job.model.decoder, job.model.vision
-    layers, again = _layers(job, on), decoder.checkpointing
+    layers = _layers(job, on)
     largest = max(layer.row for layer in layers)
-    kept = sum(layer.entry if again else layer.row for layer in layers)
-    copies = (max if again else sum)(layer.fixed for layer in layers)
+    copies = (max if decoder.checkpointing else sum)(layer.fixed for layer in layers)
+    once, cheap = _recomputed(layers, decoder.checkpointing)
     whole = layers[0].entry * on.tensor
-    parts = {"decoder": kept, "loss": 3 * whole, "pictures": 0.0}  # the last answer, normed; its gradient
+    parts = {"decoder": sum(layer.waiting for layer in layers), "loss": 3 * whole, "pictures": 0.0}
+    # of the loss: the last answer, normed; its gradient
     if not job.images:
-        return parts, largest, again, copies
+        return parts, largest, once, cheap, copies
     pixels = job.images * 3 * vision.image_px**2 * (4 + 2 * job.mixed)
-    block = _keep(job, on, vision.blocks[0], lambda part, x: part(x), (job.images, vision.grid**2 + 1, vision.width))
     grid = (job.images, vision.grid**2, vision.width)
     connector = _keep(job, on, job.model.connector, lambda part, x: part(x), grid, compiled=False)
     parts["pictures"] = pixels + connector.row
     copies += connector.fixed
     if any(p.requires_grad for p in vision.parameters()):
-        blocks = len(vision.blocks)
-        parts["pictures"] += blocks * (block.entry if checkpoints(vision) else block.row)
-        copies += 0.0 if checkpoints(vision) else blocks * block.fixed
-        again = again or checkpoints(vision)
-        largest = max(largest, block.row / on.tensor)
+        shape = (job.images, vision.grid**2 + 1, vision.width)
+        block, blocks = vision.blocks[0], len(vision.blocks)
+        seen = _keep(job, on, block, lambda part, x: part(x), shape, again=vision.checkpointing)
+        if vision.checkpointing is True and isinstance(block, PlainBlock):
+            seen = replace(seen, waiting=2 * seen.entry)  # it reads two
+        parts["pictures"] += blocks * seen.waiting
+        copies += 0.0 if vision.checkpointing else blocks * seen.fixed
+        at_once, in_all = _recomputed([seen] * blocks, vision.checkpointing)
+        once, cheap = max(once, at_once / on.tensor), cheap + in_all / on.tensor
+        largest = max(largest, seen.row / on.tensor)
     parts["pictures"] /= on.tensor  # which are dealt out among ranks that share layers
-    return parts, largest, again, copies
+    return parts, largest, once, cheap, copies
+
+
+def _recomputed(layers: list[_Kept], how: Checkpointing) -> tuple[float, float]:
+    """Of a row, what the backward pass recomputes at once at most, and in all beside products."""
+    if how == "selective":
+        parts = [layer.row - layer.waiting for layer in layers]
+        return max(parts), sum(parts)
+    return max(layer.row for layer in layers) if how else 0.0, 0.0
 
 
 def _layers(job: Job, on: Layout) -> list[_Kept]:
     """Of each layer of the decoder; one of each kind is looked at."""
     known: dict[str, _Kept] = {}
-    found = []
+    found, how = [], job.model.decoder.checkpointing
     for layer in job.model.decoder.layers:
+        assert isinstance(layer, Layer)
         kind = str([(name, tuple(p.shape)) for name, p in layer.named_parameters()])
         if kind not in known:
-            kept = _keep(job, on, layer, partial(_layer, job), (1, job.row_tokens, job.model.decoder.width))
+            shape = (1, job.row_tokens, job.model.decoder.width)
+            kept = _keep(job, on, layer, partial(_layer, job), shape, again=how, unread=layer.unread)
             away = sum(p.numel() for experts in _experts(layer) for p in experts.parameters()) * (1 - 1 / on.experts)
-            # ranks that share a layer gather what attention and feed-forward read, and keep that whole
-            read = 2 * kept.entry if on.tensor > 1 else 0.0
-            row = read + (kept.row - read) / on.tensor
-            known[kind] = _Kept(row, max(0.0, kept.fixed - 2 * away), kept.entry / on.tensor)
+            known[kind] = _shared(replace(kept, fixed=max(0.0, kept.fixed - 2 * away)), on.tensor, how, job.compiled)
         found.append(known[kind])
     return found
 
 
+def _shared(kept: _Kept, ranks: int, how: Checkpointing, compiled: bool) -> _Kept:
+    """A layer of which ranks have a part each, and whole of what attention and feed-forward read."""
+    if ranks == 1:
+        return kept
+    row = 2 * kept.entry + (kept.row - 2 * kept.entry) / ranks
+    waiting = row if not how else kept.waiting / ranks
+    if how == "selective" and not compiled:  # a rank's terms of two sums, and its stretch of the last
+        waiting += (2 + 1 / ranks) * kept.entry
+    return _Kept(row, kept.fixed, kept.entry / ranks, waiting)
+
+
 def _keep(
-    job: Job, on: Layout, part: nn.Module, call: Any, shape: tuple[int, ...], compiled: bool | None = None
+    job: Job,
+    on: Layout,
+    part: nn.Module,
+    call: Any,
+    shape: tuple[int, ...],
+    *,
+    compiled: bool | None = None,
+    again: Checkpointing = False,
+    unread: tuple[int, int] | None = None,
 ) -> _Kept:
     """Of a row and of two; what both have in common is not the rows'."""
     compiled, kind = job.compiled if compiled is None else compiled, job.gathered(on)
     keep = partial(kept_on_gpu, part, call, dtype=kind, autocast=job.mixed, compiled=compiled)
-    one, two = keep(shape), keep((2 * shape[0], *shape[1:]))
-    return _Kept(float(two - one), float(2 * one - two), float(kind.itemsize * prod(shape)))
-
-
-def checkpoints(vision: Any) -> bool:
-    """Whether the encoder recomputes its blocks: open_clip's and timm's towers note it in different places."""
-    places = (vision.visual, getattr(vision.visual, "transformer", None))
-    return any(getattr(place, "grad_checkpointing", False) for place in places if place is not None)
+    two_rows = (2 * shape[0], *shape[1:])
+    one, two = keep(shape), keep(two_rows)
+    row, entry = float(two - one), float(kind.itemsize * prod(shape))
+    waiting = entry if again is True else row
+    if again == "selective":
+        waiting = float(keep(two_rows, selective=True, unread=unread) - keep(shape, selective=True, unread=unread))
+    return _Kept(row, float(2 * one - two), entry, waiting)
 
 
 def _layer(job: Job, layer: nn.Module, x_BTD: Tensor) -> tuple[Tensor, ...]:

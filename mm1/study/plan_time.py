@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mm1.model.count import flops
 from mm1.study.plan_cards import RATES, Card
 from mm1.study.plan_job import Job, Layout
-from mm1.study.plan_memory import Memory, checkpoints, places, sparse
+from mm1.study.plan_memory import Memory, places, sparse
 
 PASSES = 21  # of timm's Adafactor over an fp32 tensor, read or written, counted in its source
 WAITED = ("experts", "tensor")  # what a layer cannot go on without
@@ -46,11 +46,15 @@ def time(job: Job, on: Layout, card: Card, memory: Memory) -> Time:
     again = _again(job, work)
     slower = 1.0 if job.compiled else RATES["eager"].share
     compute = {kind: (work[kind] + again[kind]) / (RATES[kind].share * slower * card.tflops * 1e12) for kind in work}
+    # What is recomputed beside products is written once and read once, by way of memory. That compilers fuse some of it
+    # is left out.
+    bandwidth = RATES["optimizer"].share * card.memory_gb_s * 1e9
+    compute["recomputing"] = 2 * rows * memory.cheap / bandwidth
     # The norm reads gradients; AdamW reads and writes all it keeps, reads gradients, writes weights, and reads them too
     # where they have no masters. Adafactor takes one operation after the other, each by way of memory.
     reads = 2 * job.gradient_bytes + job.weight_bytes * (1 if job.masters and job.weight_bytes < 4 else 2)
     moved = memory.learned * (job.gradient_bytes + 4 * PASSES if job.factored else 2 * job.state_bytes + reads)
-    compute["optimizer"] = moved / (RATES["optimizer"].share * card.memory_gb_s * 1e9)
+    compute["optimizer"] = moved / bandwidth
     sent = _sent(job, on, memory, rows)
     speeds = _speeds(on, card)
     link = {kind: bytes / speeds[kind] for kind, bytes in sent.items()}
@@ -78,9 +82,9 @@ def _work(job: Job, rows: int) -> dict[str, float]:
 
 def _again(job: Job, work: dict[str, float]) -> dict[str, float]:
     """A third of forward and backward is forward; the head is not recomputed, a difference that is left out."""
-    decoder = 1 / 3 if job.model.decoder.checkpointing else 0.0
-    vision = checkpoints(job.model.vision) and any(p.requires_grad for p in job.model.vision.parameters())
-    return {kind: value * ((1 / 3) * vision if kind == "encoder" else decoder) for kind, value in work.items()}
+    model = job.model
+    whole = {"encoder": model.vision.checkpointing is True and any(p.requires_grad for p in model.vision.parameters())}
+    return {kind: value / 3 * whole.get(kind, model.decoder.checkpointing is True) for kind, value in work.items()}
 
 
 def _sent(job: Job, on: Layout, memory: Memory, rows: int) -> dict[str, float]:
@@ -99,7 +103,9 @@ def _sent(job: Job, on: Layout, memory: Memory, rows: int) -> dict[str, float]:
     row = rows * job.row_tokens * decoder.width * 2
     # A layer gathers rows and scatters sums twice, backward as forward; beside the layers the embedding and the
     # gradient of the hidden states are summed, which is twice a gather, and rows are gathered once each way.
-    turns = len(decoder.layers) * (8 + (4 if decoder.checkpointing else 0)) + 6
+    # What a product ends with is kept where products are.
+    again = {False: 0, "selective": 2, True: 4}[decoder.checkpointing]
+    turns = len(decoder.layers) * (8 + again) + 6
     return {
         "all-gather": 2 * job.micro_batches * size * gather,  # forward, and again backward
         "reduce-scatter": sums * reduce,

@@ -30,6 +30,7 @@ from benchmarks.train import VOCABULARY, our_batch
 from mm1.batch import Batch
 from mm1.errors import UserError, at_least
 from mm1.model.build import build
+from mm1.model.recompute import Checkpointing
 from mm1.study.plan import MEMORY_BAR, TIME_BAR, make
 from mm1.study.plan_cards import CARDS, GIB
 from mm1.study.plan_job import Job, layout
@@ -50,7 +51,7 @@ class Configuration:
         ffn_width: Of its feed-forward layers, dense or expert.
         rows: Of each GPU.
         experts: In every second layer, two of them visited; none at 0.
-        checkpointing: Whether decoder and encoder recompute.
+        checkpointing: What decoder and encoder recompute.
     """
 
     width: int
@@ -58,12 +59,13 @@ class Configuration:
     ffn_width: int
     rows: int
     experts: int = 0
-    checkpointing: bool = False
+    checkpointing: Checkpointing = False
 
 
 # None was in view when a rate or the margin was chosen: those had 24 layers of 2048 and 2560, and no encoder.
 CONFIGURATIONS = {
     "dense": Configuration(2304, 22, 6144, 2),
+    "dense-selective": Configuration(2304, 22, 6144, 3, checkpointing="selective"),
     "dense-recomputed": Configuration(2816, 24, 7680, 4, checkpointing=True),
     "sparse": Configuration(1792, 20, 4864, 2, experts=8),
     "sparse-recomputed": Configuration(1536, 24, 4096, 4, experts=16, checkpointing=True),
@@ -89,8 +91,8 @@ def plan_check(
         torchrun --nproc_per_node 2 scripts/benchmark.py plan_check --configurations "[dense,sparse-recomputed]"
 
     Args:
-        configurations: Some of dense, dense-recomputed, sparse, sparse-recomputed: 1.9 to 3.5 billion parameters with a
-            ViT-H/14 at 378 px.
+        configurations: Some of dense, dense-selective, dense-recomputed, sparse, sparse-recomputed: 1.9 to 3.5 billion
+            parameters with a ViT-H/14 at 378 px.
         size: ``tiny`` runs small ones on a CPU to see that everything does; their figures say nothing.
         gpu: The card as ``mm1-study plan --gpu`` knows it.
         compiled: Compile layers; half a minute more for each.

@@ -20,6 +20,7 @@ from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
+from mm1.model.recompute import Checkpointing
 from mm1.peak import peak_tflops
 from mm1.train.clock import PARTS, Clock
 from mm1.train.masters import MasterAdamW, States, lower
@@ -37,7 +38,7 @@ def train(
     *,
     size: Literal["1.2b", "3b", "tiny"] = "1.2b",
     rows: int = 2,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = False,
     contestants: tuple[str, ...] | None = None,
     split: bool = True,
     repeats: int = 10,
@@ -49,7 +50,8 @@ def train(
     Args:
         size: Decoder of 1.2B or 3B beside a ViT-H/14 at 378 px; ``tiny`` runs on a CPU to see that everything does.
         rows: Rows of a step, of 4,096 positions and 16 pictures each.
-        checkpointing: Recompute layers of decoder and encoder in the backward pass.
+        checkpointing: What decoder and encoder recompute in the backward pass: nothing, whole layers, or ``selective``,
+            what is cheap in them. The peer knows whole layers alone, and takes them for both.
         contestants: Some of them.
         split: Print where a step of ours goes.
         repeats: Timed steps of each; the median counts.
@@ -103,10 +105,10 @@ def step_flops(size: Size, rows: int) -> float:
 
 
 def _contestants(
-    size: Size, device: torch.device, rows: int, checkpointing: bool, clocks: list[tuple[Step, Clock]]
+    size: Size, device: torch.device, rows: int, checkpointing: Checkpointing, clocks: list[tuple[Step, Clock]]
 ) -> Iterator[tuple[str, Callable[[], Step]]]:
     for name, compiled in (("peer", False), ("peer, compiled", True)):
-        yield name, partial(_peer, size, device, rows, checkpointing, compiled)
+        yield name, partial(_peer, size, device, rows, bool(checkpointing), compiled)
     ours = partial(_ours, size, device, rows, checkpointing, clocks)
     yield "ours, bf16 states, whole rows", partial(ours, compiled=True, masters=False, documents=False)
     yield "ours, fp32 masters, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
@@ -138,7 +140,7 @@ def _peer(size: Size, device: torch.device, rows: int, checkpointing: bool, comp
 def our_model(
     size: Size,
     device: torch.device,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     spread: Callable[[MM1], None] = lambda model: None,
     whole: Whole = nullcontext,
 ) -> MM1:
@@ -181,7 +183,7 @@ def _ours(
     size: Size,
     device: torch.device,
     rows: int,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     clocks: list[tuple[Step, Clock]],
     *,
     compiled: bool,

@@ -22,6 +22,7 @@ from mm1.model.decoder import Decoder
 from mm1.model.ffn import SwiGLU
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.routing import Places
+from mm1.model.recompute import Checkpointing
 from mm1.study.__main__ import parser
 from mm1.study.plan import compare, make, plan
 from mm1.study.plan_cards import CARDS, GIB, RATES, card
@@ -33,6 +34,7 @@ from mm1.train.parallel import meshes, shard
 from tests.conftest import tiny_model
 from tests.mm1.train.test_parallel import on_ranks
 
+WAYS: tuple[Checkpointing, ...] = (False, "selective", True)
 ROOT = Path(__file__).resolve().parents[3]
 DENSE, SPARSE = (ROOT / "configs" / "train" / f"tiny{kind}_pretrain.yaml" for kind in ("", "_moe"))
 BENCHMARK = {"rows": 4, "tokens": 4096, "width": 2048, "layers": 24, "ffn": 5504, "vocabulary": 32064}
@@ -131,8 +133,8 @@ def test_frozen_parts_have_no_gradients(tmp_path: Path) -> None:
     assert held.gradients == held.weights - vision
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_more_gpus_need_less_of_each(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", [False, "selective", True])
+def test_more_gpus_need_less_of_each(checkpointing: Checkpointing) -> None:
     of = job(SPARSE, rows=32)
     of.model.decoder.checkpointing = checkpointing
     plans = [make(of, layout(gpus, 1, None, 2), CARDS["h100"], 1e9) for gpus in (2, 4, 8, 16)]
@@ -146,14 +148,38 @@ def test_more_gpus_need_less_of_each(checkpointing: bool) -> None:
 
 def test_checkpointing_keeps_less_and_computes_more() -> None:
     plans = []
-    for again in (False, True):
+    for again in WAYS:
         of = job(DENSE, rows=8)
         of.model.decoder.checkpointing = again
         plans.append(make(of, layout(1, 1, None, 1), CARDS["h100"], 1e9))
-    kept, recomputed = plans
-    assert recomputed.memory.row_parts["decoder"] < kept.memory.row_parts["decoder"]
-    assert recomputed.time.step_s > kept.time.step_s
-    assert recomputed.time.flops == kept.time.flops
+    for more, less in pairwise(plans):
+        assert less.memory.row_parts["decoder"] < more.memory.row_parts["decoder"]
+        assert less.time.flops == more.time.flops
+    kept, selective, whole = plans
+    assert min(selective.time.step_s, whole.time.step_s) > kept.time.step_s
+    assert sum(selective.time.recomputed.values()) == 0 == whole.time.compute_s["recomputing"]
+    assert sum(whole.time.recomputed.values()) > 0 < selective.time.compute_s["recomputing"]
+
+
+def test_encoders_that_recompute_keep_less() -> None:
+    """open_clip's, whose blocks of ours read two tensors, and timm's, which knows whole blocks alone."""
+    tree = tiny_model()
+    parts = tree["init_args"]
+    sizes = {"image_px": 32, "patch_px": 16, "width": 64, "layers": 4, "heads": 2}
+    kept = []
+    for kind, name in (("OpenClip", "ViT-B-32"), ("Timm", "vit_tiny_patch16_224")):
+        for again in WAYS if kind == "OpenClip" else (False, True):
+            settings = {"name": name, **sizes, "checkpointing": again}
+            parts["vision"] = {"class_path": f"mm1.model.vision.{kind}", "init_args": settings}
+            of = Job("tiny", build(tree), "32-true", False, 96, 4, 8, 1, 1)
+            on = layout(1, 1, None, 1)
+            held = memory(of, on)
+            kept.append(held.row_parts["pictures"])
+            assert (time(of, on, CARDS["h100"], held).recomputed["encoder"] > 0) == (again is True)
+    assert kept[2] < kept[1] < kept[0]
+    assert kept[4] < kept[3]
+    entry = 4 * of.images * 5 * 64
+    assert kept[2] - kept[4] == sizes["layers"] * entry  # the same towers but for what blocks read
 
 
 def test_kinds_add_up_and_the_largest_micro_batch_is_the_last_that_fits() -> None:
@@ -195,6 +221,41 @@ def test_a_decoder_layer_keeps_what_counting_by_hand_gives() -> None:
     turns = 4 * (D // H // 2)  # cosines and sines, for queries and for keys
     numbers = H + 2  # fp32: a log-sum per head, a scale per norm
     assert told == positions * (2 * (wide + ffn + turns) + 4 * numbers)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_that_recomputes_keeps_what_counting_by_hand_gives(compiled: bool) -> None:
+    B, T, D, H, F = 2, 64, 48, 4, 80
+    decoder = decoder_of(D, H, F)
+    layer = decoder.layers[0]
+    keep = partial(kept_on_gpu, layer, partial(call, decoder), (B, T, D), dtype=torch.bfloat16, autocast=False)
+    told = keep(compiled=compiled, selective=True, unread=layer.unread)
+    wide = 6 * D  # input, queries, keys, values, answer, its projection; the last product's is for the next layer
+    assert told == B * T * (2 * (wide + 2 * F) + 4 * H)  # a log-sum per head
+
+
+def test_what_recomputing_keeps_is_what_a_real_layer_leaves_behind() -> None:
+    """All that is alive after a forward pass, but for what the random state and the answer take."""
+    torch.manual_seed(0)
+    decoder = Decoder(100, width=48, layers=1, heads=4, ffn_width=80, checkpointing="selective")
+    layer, x_BTD = decoder.layers[0], torch.randn(2, 64, 48)
+    ones_BT = torch.ones(2, 64, dtype=torch.int64)
+    rotation = decoder.rope.rotation(ones_BT, ones_BT, decoder.head_width, decoder.rope_base)
+    mask, places = torch.ones(2, 1, 64, 64, dtype=torch.bool), Places.of_text(ones_BT > 0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        answer, _ = layer(x_BTD, rotation, mask, places, None, 0, True)
+    real = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+    told = kept_on_gpu(
+        layer,
+        partial(call, decoder),
+        (2, 64, 48),
+        dtype=torch.float32,
+        autocast=False,
+        compiled=False,
+        selective=True,
+        unread=layer.unread,
+    )
+    assert real - answer.numel() * 4 - torch.get_rng_state().numel() == told - x_BTD.numel() * 4
 
 
 def _benchmark(sparse: bool) -> tuple[float, float]:
