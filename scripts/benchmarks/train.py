@@ -23,6 +23,7 @@ from mm1.model.mm1 import MM1
 from mm1.model.recompute import Checkpointing
 from mm1.peak import peak_tflops
 from mm1.train.clock import PARTS, Clock
+from mm1.train.float8 import Recipe, convert
 from mm1.train.masters import MasterAdamW, States, lower
 from mm1.train.parallel import gradient_norm
 
@@ -113,6 +114,9 @@ def _contestants(
     yield "ours, bf16 states, whole rows", partial(ours, compiled=True, masters=False, documents=False)
     yield "ours, fp32 masters, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
     yield "ours, the same, not compiled", partial(ours, compiled=False, masters=True, documents=True)
+    rough = partial(ours, compiled=True, masters=False, documents=False)  # other numerics than the peer: under no bar
+    yield "ours, float8, bf16 states, whole rows", partial(rough, float8="tensorwise")
+    yield "ours, float8 by rows, bf16 states, whole rows", partial(rough, float8="rowwise")
 
 
 def _peer(size: Size, device: torch.device, rows: int, checkpointing: bool, compiled: bool) -> Step:
@@ -189,10 +193,12 @@ def _ours(
     compiled: bool,
     masters: bool,
     documents: bool,
+    float8: Recipe = "none",
 ) -> Step:
     torch.manual_seed(0)
     model = our_model(size, device, checkpointing)
     model.decoder.across_documents = not documents
+    convert(model, float8, device)
     lower(model)
     if compiled:
         model.compile_parts()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mm1
 from mm1.errors import UserError
@@ -277,6 +278,31 @@ def test_compiled_layers_compute_the_same(emulated, recipe):
     for found, expected in zip(computed(), plain, strict=True):
         torch.testing.assert_close(found, expected)
     assert [count > 0 for count in graphs[3:]] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise_with_gw_hp"])
+def test_recomputing_changes_nothing_and_repeats_no_product_where_it_selects(emulated, recipe):
+    found, products = {}, {}
+    for way in (False, "selective", True):
+        model = made(checkpointing=way)
+        model.vision.checkpointing = way
+        float8.convert(model, recipe, CPU)
+        with Products() as counted:
+            found[way] = learnt(model)
+        products[way] = counted.number
+    for way in ("selective", True):
+        assert all(torch.equal(found[way][name], value) for name, value in found[False].items())
+    assert products["selective"] == products[False] < products[True]
+
+
+class Products(TorchDispatchMode):
+    """Counts them."""
+
+    number = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += operator is torch.ops.aten.mm.default
+        return operator(*args, **(kwargs or {}))
 
 
 def shared(rank: int, exact: dict[str, Tensor]) -> None:
