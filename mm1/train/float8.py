@@ -1,7 +1,8 @@
 """Matrix products in 8-bit floats as an option (Micikevicius et al. 2022, arXiv 2209.05433), by the library torchao.
 
 A product's two sides are scaled to the range of their 8-bit type and rounded, forwards and for both gradients; weights,
-what is between products, gradients and the optimizer stay as they are, and so do names and checkpoints.
+what is between products, gradients and the optimizer stay as they are, and so do names and checkpoints. Where nothing
+is learnt products are in full, as whoever loads a checkpoint has them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from mm1.errors import UserError
 from mm1.model.attention import Attention
@@ -46,7 +48,7 @@ def convert(model: MM1, recipe: Recipe, device: torch.device, *, ranks_of_a_laye
         UserError: A recipe that is not known, torchao is missing, the device has no such products, ranks share layers,
             or no layer's sizes fit.
     """
-    if recipe == "none" or any(type(module).__module__.startswith("torchao.") for module in model.modules()):
+    if recipe == "none" or any(_is_float8(module) for module in model.modules()):
         return  # nothing to do, or done
     _check(recipe, device, ranks_of_a_layer)
     layers = dict(_layers(model))
@@ -59,6 +61,9 @@ def convert(model: MM1, recipe: Recipe, device: torch.device, *, ranks_of_a_laye
         )
     to_float8, config = _torchao(recipe)
     to_float8(model, module_filter_fn=lambda layer, _: layer in chosen, config=config)
+    learning = _while_learning(type(to_float8(nn.Linear(MULTIPLE, MULTIPLE, device="meta"), config=config)))
+    for layer in filter(_is_float8, model.modules()):
+        layer.__class__ = learning
     for block in fused:
         out, width = block.attn.in_proj_weight.shape
         block.product = partial(_product, to_float8(nn.Linear(width, out, device="meta"), config=config))
@@ -117,10 +122,27 @@ def _fits(weight: Tensor) -> bool:
     return all(size % MULTIPLE == 0 for size in weight.shape)
 
 
+def _is_float8(module: nn.Module) -> bool:
+    return any(kind.__module__.startswith("torchao.") for kind in type(module).__mro__)
+
+
+def _while_learning(kind: type[nn.Module]) -> type[nn.Module]:
+    """torchao's layer, but where nothing is learnt the plain one: so a model is judged as whoever loads it has it."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
+        return kind.forward(self, x.contiguous())  # scales of rows go with no other order
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": __name__})
+
+
 def _product(layer: nn.Module, x: Tensor, weight_OK: Tensor, bias_O: Tensor | None) -> Tensor:
     """As ``layer`` would, by a weight and a bias that are another's, wherever training has put them by now."""
+    if not torch.is_grad_enabled():
+        return linear(x, weight_OK, bias_O)
     given = {"weight": weight_OK} | ({} if bias_O is None else {"bias": bias_O})
-    return torch.func.functional_call(layer, given, (x,))
+    return torch.func.functional_call(layer, given, (x.contiguous(),))
 
 
 def _torchao(recipe: str) -> tuple[Any, Any]:

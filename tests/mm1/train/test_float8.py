@@ -151,6 +151,20 @@ def test_a_product_is_that_of_scaled_and_rounded_sides(emulated, place):
     assert 0.005 < float((weight.grad - exact).norm() / exact.norm()) < 0.1
 
 
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_where_nothing_is_learnt_products_are_in_full(emulated, recipe):
+    """Lightning validates in inference mode, in which torchao's tensors lack an operator by rows."""
+    plain, model, batch = made(), made(), rows()
+    float8.convert(model, recipe, CPU)
+    expected = plain.losses(batch).cross_entropy
+    for quiet in (torch.no_grad, torch.inference_mode):
+        with quiet():
+            assert torch.equal(model.losses(batch).cross_entropy, expected)
+    assert not torch.equal(model.losses(batch).cross_entropy, expected)
+    strange_BTD = torch.randn(32, 3, 16).permute(1, 2, 0)  # in memory another order
+    assert model.decoder.layers[0].ffn(strange_BTD).isfinite().all()
+
+
 def unscaled(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchao.float8 import float8_scaling_utils
 
@@ -193,7 +207,7 @@ def test_it_learns_what_full_products_learn(make_corpus, tmp_path, monkeypatch, 
 
 def halted(folder: Path, corpus: Path, step: int, recipe: str, weights: str = "float32") -> Run:
     until = [{"class_path": "tests.mm1.train.test_masters.Until", "init_args": {"step": step}}]
-    config = run_config(corpus, 0, max_steps=6, callbacks=until, log_every_n_steps=1, limit_val_batches=0)
+    config = run_config(corpus, 0, max_steps=6, callbacks=until, log_every_n_steps=1, limit_val_batches=2)
     config["model"] |= {"weights": weights, "float8": recipe}
     return fit(folder, config)
 
@@ -207,6 +221,7 @@ def test_a_run_goes_on_in_other_products(corpus, tmp_path, emulated, recipes, we
     assert {tensor.dtype for tensor in saved.values()} <= {torch.float32, torch.bfloat16}
     run = halted(tmp_path / "run", corpus, 6, recipes[1], weights)
     assert [line["step"] for line in run.history("train")] == [1, 2, 3, 4, 5, 6]
+    assert run.history("val")
 
 
 def test_its_checkpoints_are_everybodys(corpus, tmp_path, emulated, monkeypatch):
