@@ -84,7 +84,8 @@ def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask, share: in
     """
     share = q_BHTK.shape[1] // k_BGTK.shape[1] if share is None else share
     if isinstance(mask, Filled):
-        return _attend_slots(q_BHTK.squeeze(2), k_BGTK, v_BGTK, mask.last_S, mask.window).unsqueeze(2)
+        q_SHK = q_BHTK.squeeze(2).to(k_BGTK.dtype)
+        return _attend_slots(q_SHK, k_BGTK, v_BGTK, mask.last_S, mask.window).unsqueeze(2).to(q_BHTK.dtype)
     if isinstance(mask, BlockMask):
         return _compiled(flex_attention)(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=share > 1)
     if share > 1 and mask is not None and q_BHTK.shape[2] == 1:  # the heads of a group as queries: nothing is repeated

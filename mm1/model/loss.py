@@ -102,11 +102,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_MV = linear(hidden_MD[part], head_VD)
             score = _scored_on_gpu if logits_MV.is_cuda else _scored
             losses_M[part], error_MV = score(logits_MV, targets_M[part], hidden_learns or head_learns)
-            error_MV = error_MV.to(hidden_MD.dtype)
+            kind = error_MV.dtype
             if hidden_grad is not None:
-                hidden_grad[part] = error_MV @ head_VD.to(hidden_MD.dtype)
+                hidden_grad[part] = error_MV @ head_VD.to(kind)
             if head_grad is not None:
-                head_grad += error_MV.T @ hidden_MD[part]
+                head_grad += error_MV.T @ hidden_MD[part].to(kind)
+            del logits_MV, error_MV  # before the next ones
         ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head_VD.dtype))
         ctx.mark_non_differentiable(losses_M)
         return losses_M.sum(), losses_M
@@ -118,14 +119,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _scored(logits_MV: Tensor, targets_M: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
-    """The loss of each row, and the gradient of its logits if somebody is ``learning``."""
-    logits_MV, targets_M1 = logits_MV.float(), targets_M.unsqueeze(1)
+    """The loss of each row, and the gradient of its logits, in their type, if somebody is ``learning``."""
+    kind, logits_MV, targets_M1 = logits_MV.dtype, logits_MV.float(), targets_M.unsqueeze(1)
     lse_M1 = logits_MV.logsumexp(1, keepdim=True)
     losses_M = (lse_M1 - logits_MV.gather(1, targets_M1)).squeeze(1)
     if learning:
         logits_MV.sub_(lse_M1).exp_()  # the softmax; less one at the target it is the gradient
         logits_MV.scatter_add_(1, targets_M1, torch.full_like(lse_M1, -1.0))
-    return losses_M, logits_MV
+    return losses_M, logits_MV.to(kind)
 
 
 def _scored_on_gpu(logits_MV: Tensor, targets_M: Tensor, learning: bool) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mm1.model.decoder import Layer
-from mm1.model.loss import CHUNK_TOKENS_GPU
+from mm1.model.loss import CHUNK_TOKENS, CHUNK_TOKENS_GPU
 from mm1.model.mm1 import MM1
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.layer import Mixture, MoE
@@ -109,7 +109,9 @@ def memory(job: Job, on: Layout) -> Memory:
     gradients = sum(p.numel() / kinds[id(p)].cut if whole_gradients else kinds[id(p)].local(p) for p in learns)
     parts, layer, once, cheap, copies = _row(job, on)
     model, head = job.model, job.model.decoder.head_VD
-    logits = min(CHUNK_TOKENS_GPU, job.row_tokens) * model.decoder.vocabulary * 2
+    # a chunk of a micro-batch; ranks that share the head hold it in fp32 and then in bf16 as well
+    each = CHUNK_TOKENS_GPU * (2 if job.mixed else size) if on.tensor == 1 else CHUNK_TOKENS * (4 + 2)
+    logits = each * model.decoder.vocabulary
     learned = sum(kinds[id(p)].local(p) for p in learns)
     return Memory(
         weights=size * sum(kinds[id(p)].local(p) for p in model.parameters()),

@@ -102,6 +102,8 @@ def test_the_kernel_of_the_loss_is_cross_entropy_with_its_gradient(vocabulary, d
     assert close(asked, expected)
     assert close(found, expected)
     assert close(error, slope)
+    lost, _ = _scored_on_gpu(logits.detach().clone(), torch.full_like(targets, vocabulary), learning=True)
+    assert lost.isnan().all(), "what is no word of the vocabulary has no loss"
 
 
 @pytest.mark.parametrize(("high", "wide"), [(100, 30), (30, 100), (40, 40), (120, 40)])
@@ -150,6 +152,23 @@ def test_the_kernel_of_a_step_reads_what_each_slot_has_filled(heads, groups, wid
     filled = Filled(last.to(device), UNBOUNDED if window is None else window)
     found = attend(q, keys, values, filled, heads // groups)
     assert close(found, expected)
-    alone = Filled(last[1:2].to(device), filled.window)
-    one = attend(q[1:2], keys[1:2, :, : places // 2 + 1], values[1:2, :, : places // 2 + 1], alone, heads // groups)
-    assert torch.equal(one, found[1:2]), "neither other slots nor room behind change a bit"
+
+
+def test_neither_other_slots_nor_room_behind_change_a_bit_of_a_step(device):
+    """Read in five parts, alone and in the least room, or beside others in a cache of eighteen."""
+    g = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 3, 2, 4500, 16, generator=g).to(device)
+    q, last = torch.randn(3, 2, 1, 16, generator=g).to(device), torch.tensor([7, 1100, 4499], device=device)
+    together = attend(q, keys, values, Filled(last, UNBOUNDED), 1)[1:2]
+    room = slice(1, 2), slice(None), slice(0, 1101)
+    assert torch.equal(attend(q[1:2], keys[room], values[room], Filled(last[1:2], UNBOUNDED), 1), together)
+
+
+def test_a_frozen_layer_keeps_no_input():
+    layer, x = torch.nn.Linear(6, 8).requires_grad_(False), torch.randn(5, 6, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = _Linear.apply(x, layer.weight, layer.bias)
+    assert [tuple(t.shape) for t in kept] == [(8, 6)]
+    [grad] = torch.autograd.grad(y.sum(), [x])
+    assert close(grad, layer.weight.sum(0).expand(5, -1))

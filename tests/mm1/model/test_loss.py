@@ -1,10 +1,11 @@
 """The loss as sums: right in value, and the same however a step is spread."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from mm1.batch import IGNORE, IMAGE
 from mm1.model import loss
@@ -27,6 +28,39 @@ def test_chunked_cross_entropy_equals_the_plain_one(monkeypatch, tokens):
     assert torch.allclose(each, plain, atol=1e-5)
     assert torch.allclose(total, plain.sum(), atol=1e-4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, (hidden.grad, head.grad), strict=True))
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_logits_stay_in_their_type_and_stand_alone(monkeypatch, weights):
+    """Under autocast fp32 hidden states have bf16 logits, too: no chunk is copied, or kept beside the next."""
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 8)
+    alive: list[weakref.ref] = []
+    most = []
+
+    def counted(hidden, head):
+        logits = linear(hidden, head)
+        alive.append(weakref.ref(logits))
+        most.append(sum(one() is not None for one in alive))
+        return logits
+
+    seen = []
+
+    def scored(logits, targets, learning):
+        losses, error = real(logits, targets, learning)
+        seen.append((logits.dtype, error.dtype))
+        return losses, error
+
+    real = loss._scored
+    monkeypatch.setattr(loss, "linear", counted)
+    monkeypatch.setattr(loss, "_scored", scored)
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(20, 6, generator=g).to(weights).requires_grad_()
+    head = torch.randn(11, 6, generator=g).to(weights).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cross_entropy_sum(hidden, head, torch.randint(0, 11, (20,), generator=g))[0].backward()
+    assert seen == [(torch.bfloat16, torch.bfloat16)] * 3
+    assert most == [1, 1, 1]
+    assert hidden.grad.dtype == head.grad.dtype == weights
 
 
 def test_cross_entropy_gives_gradients_only_where_they_are_wanted():
