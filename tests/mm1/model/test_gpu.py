@@ -138,6 +138,34 @@ def test_mixed_precision_training_learns_and_compiles_once(model, options):
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("experts", [0, 8])
+def test_recomputing_changes_no_gradient_and_keeps_less(model, experts, compiled):
+    """bf16 under autocast, document masks; ``selective`` between nothing and whole layers."""
+    config = {"width": 512, "heads": 8, "kv_heads": 4, "layers": 4, "ffn_width": 1024, "vocabulary": 2048}
+    step = packed_text(torch.randint(3, 2048, (4, 2048), generator=torch.Generator().manual_seed(0)), 300).to("cuda")
+    kept, grads = [], []
+    for again in (False, "selective", True):
+        torch._dynamo.reset()
+        mm1 = model(**config, experts=experts, checkpointing=again).cuda()
+        for layer in mm1.decoder.layers if compiled else ():
+            layer.compile()
+        for _ in range(2):  # the first one compiles
+            mm1.zero_grad(set_to_none=True)
+            before = torch.cuda.memory_allocated()
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                sums = mm1.losses(step)
+                loss = sums.cross_entropy / sums.targets + sums.router / sums.tokens
+            kept.append(torch.cuda.memory_allocated() - before)
+            loss.backward()
+        grads.append({name: p.grad for name, p in mm1.decoder.named_parameters()})
+    print(f"\n{experts} experts, compiled {compiled}: {[f'{size / 2**20:.0f} MiB' for size in kept[1::2]]} kept")
+    assert kept[5] < kept[3] < kept[1]
+    for other in grads[1:]:
+        for name, grad in other.items():
+            assert (grad - grads[0][name]).norm() <= 0.02 * grads[0][name].norm(), name
+
+
 def packed_text(tokens, document_tokens):
     places = torch.arange(tokens.shape[1]).expand_as(tokens)
     segments, positions = places // document_tokens + 1, places % document_tokens

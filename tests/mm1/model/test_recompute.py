@@ -13,15 +13,18 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm1.errors import UserError
+from mm1.model import attention
+from mm1.model.attention import same_document
 from mm1.model.decoder import Decoder
 from mm1.model.ffn import gated
 from mm1.model.moe.experts import Experts
 from mm1.model.moe.kernels import add_rows, take_rows
 from mm1.model.moe.layer import MoE
-from mm1.model.moe.routing import Rows
+from mm1.model.moe.routing import Places, Rows
 from mm1.model.plain_block import PlainBlock, run_blocks
 from mm1.model.recompute import PRODUCTS, Checkpointing, keeps
 from mm1.model.vision import OpenClip, Timm
@@ -183,6 +186,30 @@ def test_compiled_layers_run_no_product_twice(kind: str) -> None:
         assert not torch._dynamo.utils.counters["graph_break"]
     same(grads[1], grads[0])
     assert ran[1] == ran[0]
+
+
+def test_compiled_layers_run_flex_attention_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's attention; a CPU refuses gradients of it, for want of kernels that nothing here asks for."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    # Where Lightning has been imported, its wrapper of torch.compile would break the graph here.
+    monkeypatch.setattr(attention, "_compiled", lambda function: function)
+    x_BTD, ones_BT = torch.randn(2, 128, 32), torch.ones(2, 128, dtype=torch.int64)
+    mask = flex_attention.create_block_mask(same_document(ones_BT, None), 2, None, 128, 128, device="cpu")
+    grads, ran = [], []
+    for selective in (False, True):
+        torch._dynamo.reset()
+        decoder, _ = part("dense", False)
+        assert isinstance(decoder, Decoder)
+        backend, graphs = counted()
+        layer = decoder.layers[0]
+        layer.compile(backend=backend)
+        rotation = decoder.rope.rotation(ones_BT, ones_BT, decoder.head_width, decoder.rope_base)
+        answer, _ = layer(x_BTD, rotation, mask, Places.of_text(ones_BT > 0), None, 0, selective)
+        grads.append(gradients(layer, answer.square().sum()))
+        ran.append(sum(graphs, Counter()))
+    same(grads[1], grads[0])
+    assert ran[1] == ran[0]
+    assert ran[1]["flex_attention"] == 1
 
 
 @pytest.mark.parametrize("value", ["products", 1, None])

@@ -27,6 +27,7 @@ POSITIONS, ROWS = 12, 4
 PLAIN: dict[str, Any] = {}
 ALL: dict[str, Any] = {"heads": 4, "kv_heads": 2, "tied": False, "attention_bias": "all", "qk_norm": "head"}
 AFTER: dict[str, Any] = {"norm_place": "after", "checkpointing": True}
+SELECTIVE: dict[str, Any] = {"checkpointing": "selective"}
 
 
 def model_of(options: dict[str, Any], on: Meshes | None = None) -> MM1:
@@ -94,10 +95,10 @@ def trained(model: MM1, batch: Batch, reader: int = 0, readers: int = 1, micro_b
 
 CASES: list[tuple[dict[str, Any], dict[str, int], int]] = [
     (PLAIN, {"tensor": 2}, 2),
-    (ALL, {"tensor": 2, "replicate": 2}, 1),
+    (ALL | SELECTIVE, {"tensor": 2, "replicate": 2}, 1),
     (AFTER, {"tensor": 2}, 1),
     ({"experts": 4}, {"tensor": 2}, 1),
-    ({"experts": 4}, {"tensor": 2, "experts": 2}, 2),
+    ({"experts": 4} | SELECTIVE, {"tensor": 2, "experts": 2}, 2),
     ({"experts": 4, "heads": 4}, {"tensor": 4, "experts": 4}, 1),
 ]
 
@@ -165,14 +166,16 @@ def test_ranks_drop_what_one_process_drops() -> None:
 
 def compiled(rank: int) -> None:
     found = []
-    for backend in (None, "aot_eager"):
-        model = model_of(ALL, meshes("cpu", 2, tensor=2))
+    for backend, again in ((None, False), ("aot_eager", False), ("aot_eager", "selective")):
+        torch._dynamo.reset()
+        model = model_of({**ALL, "checkpointing": again}, meshes("cpu", 2, tensor=2))
         for layer in model.decoder.layers if backend else ():
             layer.compile(backend=backend)
         sums = model.losses(rows())
         sums.cross_entropy.backward()
         found.append((float(sums.cross_entropy.detach()), float(clip_gradients(model.parameters(), 1.0))))
     assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert found[2] == pytest.approx(found[0], rel=1e-6)
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
