@@ -88,7 +88,7 @@ def attend(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Mask, share: in
         return _attend_slots(q_SHK, k_BGTK, v_BGTK, mask.last_S, mask.window).unsqueeze(2).to(q_BHTK.dtype)
     if isinstance(mask, BlockMask):
         # in a layer that is compiled anyway it is named as it is: the compiler does not see through Lightning's wrapper
-        flex: Callable[..., Any] = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention)
+        flex: Any = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention)
         return flex(q_BHTK, k_BGTK, v_BGTK, block_mask=mask, enable_gqa=share > 1)
     if share > 1 and mask is not None and q_BHTK.shape[2] == 1:  # the heads of a group as queries: nothing is repeated
         q_BGSK = q_BHTK.unflatten(1, (-1, share)).squeeze(3)
