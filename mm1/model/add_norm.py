@@ -38,10 +38,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from mm1.model import dense_triton
 
-    total_RV, normed_RV, moments_R2 = dense_triton.add_norm(
-        x_RV.contiguous(), branch_RV.contiguous(), weight_V, bias_V, eps
-    )
-    return total_RV, normed_RV, moments_R2
+    return dense_triton.add_norm(x_RV.contiguous(), branch_RV.contiguous(), weight_V, bias_V, eps)
 
 
 @torch.library.custom_op("mm1::add_layer_norm_backward", mutates_args=())

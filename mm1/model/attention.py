@@ -2,7 +2,7 @@
 
 Five ways compute the same thing, and :func:`attend` picks. A CPU has no backward for flex_attention, so it takes
 scaled-dot-product attention with a boolean mask; a GPU takes flex_attention with a block mask, because a dense mask
-would leave the fast kernels; decoding takes the boolean mask over the cache anywhere, and reads prompts that begin at
+would leave the fast kernels; decoding takes the boolean mask over the cache, and reads prompts that begin at
 the first place of their rows without any, since what pads them on the right comes after all that counts; nor does a
 row need one that is one document to its positions. One new position of many slots reads on a GPU what each has filled.
 Grouped heads: Ainslie et al. 2023; norms of queries and keys: Dehghani et al. 2023; sliding window: Mistral 7B,

@@ -80,6 +80,14 @@ def _add_up(sums_ptr, dw_ptr, db_ptr, programs, width, C: tl.constexpr, R: tl.co
 
 
 @triton.jit
+def gate_slopes(grad, gate, up):
+    """silu(gate), and the gradients of gate and up where ``grad`` is that of silu(gate) * up."""
+    share = tl.sigmoid(gate)
+    silu = gate * share
+    return silu, grad * up * (share + silu * (1 - share)), grad * silu
+
+
+@triton.jit
 def _gated_backward(grad_ptr, pre_ptr, out_ptr, width, C: tl.constexpr):
     """One row: gradients of gate and up."""
     row = tl.program_id(0).to(tl.int64)
@@ -89,11 +97,9 @@ def _gated_backward(grad_ptr, pre_ptr, out_ptr, width, C: tl.constexpr):
         grad = tl.load(grad_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
         gate = tl.load(pre_ptr + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
         up = tl.load(pre_ptr + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
-        share = tl.sigmoid(gate)
-        silu = gate * share
-        grad_gate = grad * up * (share + silu * (1 - share))
+        _, grad_gate, grad_up = gate_slopes(grad, gate, up)
         tl.store(out_ptr + row * 2 * width + at, grad_gate.to(kind), mask=at < width)
-        tl.store(out_ptr + row * 2 * width + width + at, (grad * silu).to(kind), mask=at < width)
+        tl.store(out_ptr + row * 2 * width + width + at, grad_up.to(kind), mask=at < width)
 
 
 @triton.jit
@@ -123,7 +129,9 @@ def _cross_entropy(logits_ptr, targets_ptr, losses_ptr, vocabulary, LEARN: tl.co
             tl.store(base_ptr + at, error.to(logits_ptr.dtype.element_ty), mask=at < vocabulary)
 
 
-def add_norm(x_RV: Tensor, branch_RV: Tensor, weight_V: Tensor, bias_V: Tensor, eps: float) -> tuple[Tensor, ...]:
+def add_norm(
+    x_RV: Tensor, branch_RV: Tensor, weight_V: Tensor, bias_V: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum and normed sum in the type of ``x_RV``, and fp32[R, 2] mean and 1 / deviation."""
     rows, width = x_RV.shape
     total_RV, normed_RV = torch.empty_like(x_RV), torch.empty_like(x_RV)

@@ -125,8 +125,8 @@ def _scored(logits_MV: Tensor, targets_M: Tensor, learning: bool) -> tuple[Tenso
     losses_M = (lse_M1 - logits_MV.gather(1, targets_M1)).squeeze(1)
     if learning:
         logits_MV.sub_(lse_M1).exp_()  # the softmax; less one at the target it is the gradient
-        logits_MV.scatter_add_(1, targets_M1, torch.full_like(lse_M1, -1.0))
-    return losses_M, logits_MV.to(kind)
+        logits_MV = logits_MV.scatter_add_(1, targets_M1, torch.full_like(lse_M1, -1.0)).to(kind)
+    return losses_M, logits_MV
 
 
 def _scored_on_gpu(logits_MV: Tensor, targets_M: Tensor, learning: bool) -> tuple[Tensor, Tensor]:

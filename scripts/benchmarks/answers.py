@@ -15,19 +15,18 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 import mm1
 from benchmarks.generate import prepared
 from benchmarks.machine import RESULTS, append, where
 from eval.harness import Job, chosen_tasks, jobs_of
 from eval.pictures import read
-from eval.prompts import Settings
+from eval.prompts import Item, Settings
 from eval.task import Task
+from mm1.data.encode import Encoded
 from mm1.errors import UserError
 from mm1.infer.assistant import Assistant
 from mm1.infer.continuous import Answer
-from mm1.infer.features import Asked
 from mm1.infer.spelling import Spelling
 from mm1.interop.decoder_out import export_decoder
 
@@ -39,14 +38,16 @@ class Case:
     Args:
         task: Whose pictures.
         jobs: Its questions with their demonstrations.
-        asked: Their prompts.
+        prompts: Their prompts.
+        encoded: Likewise, as token ids.
         new: Tokens of an answer at most.
         stop: Strings before which it ends.
     """
 
     task: Task
     jobs: list[Job]
-    asked: list[Asked]
+    prompts: list[list[Item]]
+    encoded: list[Encoded]
     new: int
     stop: tuple[str, ...]
 
@@ -94,7 +95,7 @@ def answers(
         case = _case(task, settings, assistant)
         start = time.perf_counter()
         # no stop string: transformers knows none here, and both are cut afterwards
-        said = sorted(assistant.engine.answers(_prompts(case, settings), case.new), key=lambda one: one.index)
+        said = sorted(assistant.engine.answers(case.prompts, case.new), key=lambda one: one.index)
         seconds = time.perf_counter() - start
         mine = [_spelled(assistant, case, list(one.tokens)) for one in said]
         everything = {"task": task.name, "shots": shots, "dtype": dtype, "note": note}
@@ -123,29 +124,25 @@ def _language(checkpoint: str, assistant: Assistant) -> Any:
     return made.to(weight.device).eval()
 
 
-def _prompts(case: Case, settings: Settings) -> list[Any]:
-    return [job.prompt(settings, read) for job in case.jobs]
-
-
 def _case(task: Task, settings: Settings, assistant: Assistant) -> Case:
     jobs, asked = list(jobs_of(task, settings)), settings.prompt("captions")
-    case = Case(task, jobs, [], asked.max_new_tokens, asked.stop)
-    encoded = [assistant.engine._encode(prompt, case.new) for prompt in _prompts(case, settings)]
-    return Case(task, jobs, [Asked.of(one) for one in encoded], case.new, case.stop)
+    prompts = [job.prompt(settings, read) for job in jobs]
+    encoded = [assistant.engine._encode(prompt, asked.max_new_tokens) for prompt in prompts]
+    return Case(task, jobs, prompts, encoded, asked.max_new_tokens, asked.stop)
 
 
 @torch.inference_mode()
 def _theirs(language: Any, assistant: Assistant, case: Case, batch: int) -> tuple[list[str], float]:
     """Their captions, and seconds without what prepares pictures."""
-    model, tokenizer = assistant.model, assistant.tokenizer
+    model, tokenizer, engine = assistant.model, assistant.tokenizer, assistant.engine
     device, said, seconds = model.decoder.norm.weight.device, [], 0.0
-    for at in range(0, len(case.asked), batch):
-        lot = case.asked[at : at + batch]
-        pixels = prepared([data for asked in lot for data in asked.pictures], model).to(device)
+    for at in range(0, len(case.encoded), batch):
+        lot = case.encoded[at : at + batch]
+        pixels = prepared([picture for one in lot for picture in one.images], model).to(device)
         start = time.perf_counter()
-        x_BTD, seen_BT = _embedded(model, lot, model.encode_images(pixels))
+        tokens_BT, seen_BT, _ = engine._pad(lot)
         ids = language.generate(
-            inputs_embeds=x_BTD,
+            inputs_embeds=model.embed(tokens_BT, model.encode_images(pixels)),
             attention_mask=seen_BT,
             max_new_tokens=case.new,
             do_sample=False,
@@ -156,17 +153,6 @@ def _theirs(language: Any, assistant: Assistant, case: Case, batch: int) -> tupl
         said += [_spelled(assistant, case, row) for row in ids.tolist()]
         seconds += time.perf_counter() - start
     return said, seconds
-
-
-def _embedded(model: mm1.MM1, lot: Sequence[Asked], features_IND: Tensor) -> tuple[Tensor, Tensor]:
-    """What a decoder reads, padded on the left, and where it reads."""
-    longest, device = max(len(asked) for asked in lot), features_IND.device
-    tokens_BT = torch.zeros(len(lot), longest, dtype=torch.int64)
-    seen_BT = torch.zeros_like(tokens_BT)
-    for row, asked in enumerate(lot):
-        tokens_BT[row, -len(asked) :] = asked.tokens_T
-        seen_BT[row, -len(asked) :] = 1
-    return model.embed(tokens_BT.to(device), features_IND), seen_BT.to(device)
 
 
 def _spelled(assistant: Assistant, case: Case, tokens: Sequence[int]) -> str:

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from mm1.model.dense_triton import gate_slopes
+
 MOST_EXPERTS = 1024  # whose ends one program reads at once
 
 
@@ -68,15 +70,12 @@ def _swiglu_backward(
         grad = tl.load(grad_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
         gate = tl.load(pre_ptr + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
         up = tl.load(pre_ptr + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
-        share = tl.sigmoid(gate)
-        silu = gate * share
+        silu, grad_gate, grad_up = gate_slopes(grad * weight, gate, up)
         grad_weight += grad * silu * up
-        grad *= weight
-        grad_gate = grad * up * (share + silu * (1 - share))
         kind = hidden_ptr.dtype.element_ty
         tl.store(hidden_ptr + row * width + at, (silu * up * weight).to(kind), mask=at < width)
         tl.store(grad_pre_ptr + row * 2 * width + at, grad_gate.to(kind), mask=at < width)
-        tl.store(grad_pre_ptr + row * 2 * width + width + at, (grad * silu).to(kind), mask=at < width)
+        tl.store(grad_pre_ptr + row * 2 * width + width + at, grad_up.to(kind), mask=at < width)
     tl.store(grad_weights_ptr + row, tl.sum(grad_weight, 0))
 
 
