@@ -145,7 +145,7 @@ def fit(folder: Path, config: dict[str, Any], *flags: str) -> Run:
     from mm1.train.__main__ import Door
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "given.yaml"
+    path = folder / f"given-{os.getpid()}.yaml"  # each rank its own
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     Door(["fit", "--config", str(path), "--run", str(folder), *flags])
     return Run(folder)

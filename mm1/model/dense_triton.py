@@ -80,26 +80,31 @@ def _add_up(sums_ptr, dw_ptr, db_ptr, programs, width, C: tl.constexpr, R: tl.co
 
 
 @triton.jit
-def gate_slopes(grad, gate, up):
-    """silu(gate), and the gradients of gate and up where ``grad`` is that of silu(gate) * up."""
-    share = tl.sigmoid(gate)
-    silu = gate * share
-    return silu, grad * up * (share + silu * (1 - share)), grad * silu
-
-
-@triton.jit
-def _gated_backward(grad_ptr, pre_ptr, out_ptr, width, C: tl.constexpr):
-    """One row: gradients of gate and up."""
+def _gated_backward(
+    grad_ptr, pre_ptr, out_ptr, weights_ptr, grad_weights_ptr, hidden_ptr, width, WEIGHED: tl.constexpr, C: tl.constexpr
+):
+    """One row: gradients of gate and up; of a weighed one those of the weight as well, and its values once more."""
     row = tl.program_id(0).to(tl.int64)
     kind = out_ptr.dtype.element_ty
+    if WEIGHED:
+        weight = tl.load(weights_ptr + row).to(tl.float32)
+        grad_weight = tl.zeros((C,), tl.float32)
     for start in range(0, width, C):
         at = start + tl.arange(0, C)
         grad = tl.load(grad_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
         gate = tl.load(pre_ptr + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
         up = tl.load(pre_ptr + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
-        _, grad_gate, grad_up = gate_slopes(grad, gate, up)
+        share = tl.sigmoid(gate)
+        silu = gate * share
+        if WEIGHED:
+            grad_weight += grad * silu * up
+            grad *= weight
+            tl.store(hidden_ptr + row * width + at, (silu * up * weight).to(kind), mask=at < width)
+        grad_gate = grad * up * (share + silu * (1 - share))
         tl.store(out_ptr + row * 2 * width + at, grad_gate.to(kind), mask=at < width)
-        tl.store(out_ptr + row * 2 * width + width + at, grad_up.to(kind), mask=at < width)
+        tl.store(out_ptr + row * 2 * width + width + at, (grad * silu).to(kind), mask=at < width)
+    if WEIGHED:
+        tl.store(grad_weights_ptr + row, tl.sum(grad_weight, 0))
 
 
 @triton.jit
@@ -164,8 +169,24 @@ def gated_backward(grad_RF: Tensor, pre_R2F: Tensor) -> Tensor:
     """Gradient of ``pre_R2F``, gates beside ups, of :func:`mm1.model.ffn.gated`."""
     out_R2F, (rows, width) = torch.empty_like(pre_R2F), grad_RF.shape
     if rows:
-        _gated_backward[(rows,)](grad_RF, pre_R2F, out_R2F, width, C=min(1024, triton.next_power_of_2(width)))
+        _gated_backward[(rows,)](grad_RF, pre_R2F, out_R2F, None, None, None, width, WEIGHED=False, C=block(width))
     return out_R2F
+
+
+def weighed_backward(grad_RF: Tensor, pre_R2F: Tensor, weights_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``pre_R2F`` and ``weights_R`` of the same times a weight for each row, and its values once more."""
+    out_R2F, hidden_RF, (rows, width) = torch.empty_like(pre_R2F), torch.empty_like(grad_RF), grad_RF.shape
+    grad_weights_R = torch.empty(rows, device=grad_RF.device)
+    if rows:
+        _gated_backward[(rows,)](
+            grad_RF, pre_R2F, out_R2F, weights_R, grad_weights_R, hidden_RF, width, WEIGHED=True, C=block(width)
+        )
+    return out_R2F, grad_weights_R.to(weights_R.dtype), hidden_RF
+
+
+def block(width: int) -> int:
+    """How many numbers of a row are worked on at once."""
+    return min(1024, triton.next_power_of_2(width))
 
 
 def cross_entropy_(logits_MV: Tensor, targets_M: Tensor, learning: bool) -> Tensor:

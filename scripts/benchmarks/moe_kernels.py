@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm
+from torch.nn.functional import grouped_mm, silu
 
 from benchmarks.machine import RESULTS, append, machine, versions
 from benchmarks.moe import SHAPES, Shape
 from mm1.errors import UserError
-from mm1.model.ffn import gated
 from mm1.model.moe.routing import TokenChoice
 
 Pair = tuple[str, Callable[[], Any], Callable[[], Any]]
@@ -51,6 +50,7 @@ def moe_kernels(*, shapes: tuple[int, ...] | None = None, results: Path = RESULT
 
 def _pairs(shape: Shape) -> Iterator[Pair]:
     """Name, torch's way, ours."""
+    from mm1.model import dense_triton
     from mm1.model.moe import triton_kernels as ours
 
     torch.manual_seed(0)
@@ -81,13 +81,13 @@ def _pairs(shape: Shape) -> Iterator[Pair]:
     )
     yield (
         "SwiGLU and weight",
-        lambda: gated(pre_R2F) * rows.weights_R.bfloat16().unsqueeze(-1),
+        lambda: _by_torch(pre_R2F, rows.weights_R),
         lambda: ours.swiglu(pre_R2F, rows.weights_R),
     )
     yield (
         "their gradients",
         _gradients(pre_R2F, rows.weights_R, hidden_RF),
-        lambda: ours.swiglu_backward(hidden_RF, pre_R2F, rows.weights_R),
+        lambda: dense_triton.weighed_backward(hidden_RF, pre_R2F, rows.weights_R),
     )
     gate_up, down = (
         random(shape.experts, 2 * shape.ffn_width, shape.width),
@@ -106,8 +106,13 @@ def _pairs(shape: Shape) -> Iterator[Pair]:
         )
 
 
+def _by_torch(pre_R2F: Tensor, weights_R: Tensor) -> Tensor:
+    gate_RF, up_RF = pre_R2F.chunk(2, dim=-1)
+    return silu(gate_RF) * up_RF * weights_R.bfloat16().unsqueeze(-1)
+
+
 def _gradients(pre_R2F: Tensor, weights_R: Tensor, grad_RF: Tensor) -> Callable[[], Any]:
     """Autograd's backward pass of SwiGLU and weight, its forward pass done."""
     inputs = [pre_R2F.clone().requires_grad_(), weights_R.clone().requires_grad_()]
-    output = gated(inputs[0]) * inputs[1].bfloat16().unsqueeze(-1)
+    output = _by_torch(*inputs)
     return lambda: torch.autograd.grad(output, inputs, grad_RF, retain_graph=True)

@@ -76,16 +76,19 @@ def kill(process: Any, run: Run, chance: random.Random, writing: bool, most_s: f
     while process.is_alive() and len(run.history("train")) < steps:
         assert time.monotonic() < deadline_s
         time.sleep(0.002)
-    found = False
-    if writing:
-        while process.is_alive() and not found:
-            found = bool(torn(run))
-        time.sleep(chance.uniform(0, 0.01))
-    else:
+    caught = False
+    if not writing:
         time.sleep(chance.uniform(0, 0.15))
+    while writing and process.is_alive() and not caught:
+        if torn(run):
+            time.sleep(chance.uniform(0, 0.01))
+            os.killpg(process.pid, signal.SIGSTOP)  # so that it is known to write still, or else goes on to the next
+            time.sleep(0.01)
+            if not (caught := bool(torn(run))):
+                os.killpg(process.pid, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
-    return found and bool(torn(run))
+    return caught and bool(torn(run))
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,11 @@ def _experts(x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, gate_up: Tensor, d
 def _experts_backward(
     grad_RD: Tensor, x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, pre_R2F: Tensor, gate_up: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from mm1.model import dense_triton
+
     grad_RD, ends_E = grad_RD.contiguous(), ends_E.int()
     grad_hidden_RF = _product(grad_RD, down, ends_E, turned=False)
-    grad_pre_R2F, grad_weights_R, hidden_RF = _triton().swiglu_backward(grad_hidden_RF, pre_R2F, weights_R)
+    grad_pre_R2F, grad_weights_R, hidden_RF = dense_triton.weighed_backward(grad_hidden_RF, pre_R2F, weights_R)
     del grad_hidden_RF
     grad_down = grouped_mm(grad_RD.t(), hidden_RF, offs=ends_E)
     del hidden_RF

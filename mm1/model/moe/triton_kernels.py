@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mm1.model.dense_triton import gate_slopes
+from mm1.model.dense_triton import block
 
 MOST_EXPERTS = 1024  # whose ends one program reads at once
 
@@ -55,28 +55,6 @@ def _swiglu(pre_ptr, weights_ptr, out_ptr, width, BLOCK: tl.constexpr):
         up = tl.load(pre_ptr + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
         hidden = gate * tl.sigmoid(gate) * up * weight
         tl.store(out_ptr + row * width + at, hidden.to(out_ptr.dtype.element_ty), mask=at < width)
-
-
-@triton.jit
-def _swiglu_backward(
-    grad_ptr, pre_ptr, weights_ptr, hidden_ptr, grad_pre_ptr, grad_weights_ptr, width, BLOCK: tl.constexpr
-):
-    """One row: gradients of gate, up and weight, and the hidden values once more, in one pass."""
-    row = tl.program_id(0).to(tl.int64)
-    weight = tl.load(weights_ptr + row).to(tl.float32)
-    grad_weight = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        grad = tl.load(grad_ptr + row * width + at, mask=at < width, other=0.0).to(tl.float32)
-        gate = tl.load(pre_ptr + row * 2 * width + at, mask=at < width, other=0.0).to(tl.float32)
-        up = tl.load(pre_ptr + row * 2 * width + width + at, mask=at < width, other=0.0).to(tl.float32)
-        silu, grad_gate, grad_up = gate_slopes(grad * weight, gate, up)
-        grad_weight += grad * silu * up
-        kind = hidden_ptr.dtype.element_ty
-        tl.store(hidden_ptr + row * width + at, (silu * up * weight).to(kind), mask=at < width)
-        tl.store(grad_pre_ptr + row * 2 * width + at, grad_gate.to(kind), mask=at < width)
-        tl.store(grad_pre_ptr + row * 2 * width + width + at, grad_up.to(kind), mask=at < width)
-    tl.store(grad_weights_ptr + row, tl.sum(grad_weight, 0))
 
 
 @triton.jit
@@ -122,7 +100,7 @@ def add_rows(y_RD: Tensor, rows_MK: Tensor) -> Tensor:
     tokens, top_k = rows_MK.shape
     width = y_RD.shape[1]
     out_MD = y_RD.new_empty(tokens, width)
-    _add_rows[(tokens,)](y_RD, rows_MK, out_MD, width, top_k, _block(width))
+    _add_rows[(tokens,)](y_RD, rows_MK, out_MD, width, top_k, block(width))
     return out_MD
 
 
@@ -130,7 +108,7 @@ def take_rows(x_MD: Tensor, tokens_R: Tensor) -> Tensor:
     """[M, D] -> [R, D]."""
     width = x_MD.shape[1]
     out_RD = x_MD.new_empty(len(tokens_R), width)
-    _take_rows[(len(tokens_R),)](x_MD, tokens_R, out_RD, width, _block(width))
+    _take_rows[(len(tokens_R),)](x_MD, tokens_R, out_RD, width, block(width))
     return out_RD
 
 
@@ -138,19 +116,8 @@ def swiglu(pre_R2F: Tensor, weights_R: Tensor) -> Tensor:
     """[R, 2F] -> [R, F]: silu(gate) * up * weight."""
     rows, width = len(pre_R2F), pre_R2F.shape[1] // 2
     out_RF = pre_R2F.new_empty(rows, width)
-    _swiglu[(rows,)](pre_R2F, weights_R, out_RF, width, _block(width))
+    _swiglu[(rows,)](pre_R2F, weights_R, out_RF, width, block(width))
     return out_RF
-
-
-def swiglu_backward(grad_RF: Tensor, pre_R2F: Tensor, weights_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``pre_R2F`` and ``weights_R``, and the output once more."""
-    rows, width = grad_RF.shape
-    hidden_RF, grad_pre_R2F = torch.empty_like(grad_RF), torch.empty_like(pre_R2F)
-    grad_weights_R = torch.empty(rows, device=grad_RF.device)
-    _swiglu_backward[(rows,)](
-        grad_RF, pre_R2F, weights_R, hidden_RF, grad_pre_R2F, grad_weights_R, width, _block(width)
-    )
-    return grad_pre_R2F, grad_weights_R.to(weights_R.dtype), hidden_RF
 
 
 def grouped_mm(a_RK: Tensor, b: Tensor, ends_E: Tensor, turned: bool) -> Tensor:
@@ -172,7 +139,3 @@ def grouped_mm(a_RK: Tensor, b: Tensor, ends_E: Tensor, turned: bool) -> Tensor:
         EXPERTS=max(16, triton.next_power_of_2(experts)), BN=BN, BK=BK, TURNED=turned, SMS=processors, **tile,
     )  # fmt: skip
     return out_RN
-
-
-def _block(width: int) -> int:
-    return min(1024, triton.next_power_of_2(width))

@@ -5,14 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from mm1.model.decoder import _keep_routing
 from mm1.model.moe.capacity import Capacity
 from mm1.model.moe.kernels import mixed_linear
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.routers import Switch
 from mm1.model.moe.routing import Places
+from mm1.model.recompute import CHOICE, recomputed
 from tests.mm1.model.moe.reference import OPTIONS, concrete, moe, tokens
 
 pytestmark = [
@@ -144,7 +143,7 @@ def test_no_router_waits_for_the_gpu(kind):
 def test_recomputing_a_layer_gives_the_same_gradients():
     _, fast, x, grad, _, places = pair()
     expected = run(fast, x.cuda(), grad.cuda(), places)
-    again = partial(checkpoint, fast, use_reentrant=False, context_fn=_keep_routing)
+    again = recomputed(fast, CHOICE)
     inputs = x.cuda().requires_grad_()
     fast.zero_grad()
     y, stats = again(inputs, places)

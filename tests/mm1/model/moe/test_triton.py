@@ -7,6 +7,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if torch.cuda.is_available():
     pytest.skip("the GPU runs them compiled, see test_gpu.py", allow_module_level=True)
 
+from mm1.model import dense_triton
 from mm1.model.ffn import gated
 from mm1.model.moe import triton_kernels as kernels
 
@@ -32,7 +33,7 @@ def test_swiglu_and_its_gradients(width):
     expected = gated(pre) * weights.unsqueeze(-1)
     expected.backward(grad)
     assert torch.allclose(kernels.swiglu(pre.detach(), weights.detach()), expected, atol=1e-6)
-    grad_pre, grad_weights, hidden = kernels.swiglu_backward(grad, pre.detach(), weights.detach())
+    grad_pre, grad_weights, hidden = dense_triton.weighed_backward(grad, pre.detach(), weights.detach())
     assert torch.allclose(hidden, expected, atol=1e-6)
     assert torch.allclose(grad_pre, pre.grad, atol=1e-5)
     assert torch.allclose(grad_weights, weights.grad, atol=1e-4)
