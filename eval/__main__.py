@@ -24,7 +24,7 @@ from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
 from eval.scores import rescore, table
 from eval.serve import command as serving
-from eval.store import answers_file, read_answers, write_answers
+from eval.store import answers_file, check_metrics, read_answers, unfinished, write_answers
 from eval.stored import DOES, add, in_java
 from eval.task import Kind, discover, offers
 from eval.text_skills import Asked
@@ -118,12 +118,20 @@ def _main() -> None:
     whole = parser()
     arguments = whole.parse_args(underscored(sys.argv[1:]))
     command = arguments.command
-    for kind in get_args(Kind) if command == "run" else ():
-        if not isinstance(arguments.run[kind], Namespace):
-            raise UserError(f"{kind} is {arguments.run[kind]!r:.60}; expected template, stop and max_new_tokens")
+    if command == "run":
+        _check_groups(arguments.run)
     does = {"run": _run, "ask": _ask, "score": _score, "compare": _compare, "contamination": _contamination}
     does |= {"text": _text, "judge": judging.run, "serve": serving.run, **DOES}
     does[command](whole.instantiate(arguments)[command])
+
+
+def _check_groups(settings: Namespace) -> None:
+    """Refuse one value where several belong, which the parser lets through."""
+    wanted = dict.fromkeys(get_args(Kind), "template, stop and max_new_tokens") | {"retrieval": "model and pretrained"}
+    wanted |= {f"{kind}.decoding": "beams, or temperature and seed" for kind in get_args(Kind)}
+    for name, fields in wanted.items():
+        if not isinstance(settings[name], Namespace):
+            raise UserError(f"{name} is {settings[name]!r:.60}; expected {fields}, or the line left out")
 
 
 def _run(arguments: Namespace) -> None:
@@ -165,7 +173,9 @@ def _score(arguments: Namespace) -> None:
         names = {answer["task"] for answer in answers}
         data = Data(Path(arguments.data), arguments.images, max_missing_share=1)
         refer(answers, [offer.load() for offer in offers(data) if offer.name in names], path)
-    found = rescore(answers, read_leaks(path.parent))
+    else:
+        check_metrics(answers, path)
+    found = rescore(answers, read_leaks(path.parent), unfinished(answers, path))
     in_java(found, answers, arguments.java)
     scores = beside(path, found)
     print(table(scores))
@@ -175,7 +185,12 @@ def _score(arguments: Namespace) -> None:
 
 
 def _compare(arguments: Namespace) -> None:
-    first, second = (read_answers(answers_file(Path(at))) for at in (arguments.answers, arguments.other_answers))
+    paths = [answers_file(Path(at)) for at in (arguments.answers, arguments.other_answers)]
+    first, second = (read_answers(path) for path in paths)
+    for answers, path in zip((first, second), paths, strict=True):
+        check_metrics(answers, path)
+        for task, told_so in unfinished(answers, path).items():
+            print(f"{path}: {task}: {told_so}", file=sys.stderr)
     print(told(compare(first, second, arguments.arm, arguments.other_arm)))
 
 

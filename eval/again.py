@@ -37,7 +37,7 @@ def refer(answers: Sequence[Answer], tasks: Sequence[Task], path: Path) -> None:
         path: The file.
 
     Raises:
-        UserError: Answers to a benchmark or a question that there is not.
+        UserError: Answers to a benchmark or a question that there is not, or to one that asks something else.
     """
     known = {task.name: ({query.id: query for query in task.whole}, task) for task in tasks}
     if absent := {answer["task"] for answer in answers} - known.keys():
@@ -51,14 +51,33 @@ def refer(answers: Sequence[Answer], tasks: Sequence[Task], path: Path) -> None:
             )
     for answer in answers:
         queries, task = known[answer["task"]]
+        query = queries[answer["id"]]
+        _same_question(answer, query, path)
         for name in ("metric", "choices", "groups", "versions", "about"):
             answer.pop(name, None)
-        answer |= gold_of(task, queries[answer["id"]])
+        answer |= gold_of(task, query)
+
+
+def _same_question(answer: Answer, query: Query, path: Path) -> None:
+    """Ids alone do not tell: those of one dataset, or of its older version, may be another's."""
+    asked, asks = answer.get("question", query.question), query.question
+    if not asks and not asked:  # of a caption the picture says what was asked
+        asked, asks = Path(answer["image"]).name, query.picture.name
+    if asked != asks:
+        raise UserError(
+            f"{path} answers {asked!r:.60} under the id {query.id} of {answer['task']}, where --data has {asks!r:.60}; "
+            f"expected the files that were asked, or a version of them with other references alone"
+        )
+
+
+def stored_metric(task: Task) -> str:
+    """The metric's name as it stands beside answers: empty for the usual one."""
+    return "" if task.metric == task.usual_metric else task.metric
 
 
 def gold_of(task: Task, query: Query) -> dict[str, Any]:
     """What of a question is stored with its answer, so that it can be scored without the data."""
-    found: dict[str, Any] = {"metric": task.metric if task.metric != task.usual_metric else ""}
+    found: dict[str, Any] = {"metric": stored_metric(task)}
     found |= {"choices": list(query.choices), "groups": list(query.groups)}
     found |= {"versions": {name: list(given) for name, given in query.versions.items()}, "about": dict(query.about)}
     return {"references": list(query.references), **{name: value for name, value in found.items() if value}}
@@ -68,7 +87,12 @@ def read_leaks(folder: Path) -> dict[str, frozenset[str]]:
     """Ids of questions that were trained on, by task, as an evaluation that counted them noted; none otherwise."""
     path = folder / LEAKS
     found = read_object(path, "what mm1-eval run noted of its overlap") if path.exists() else {}
-    return {task: frozenset((*of["pictures"], *of["questions"])) for task, of in found.items()}
+    try:
+        return {task: frozenset((*of["pictures"], *of["questions"])) for task, of in found.items()}
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{path} has no pictures and questions by task; expected what mm1-eval run noted of its overlap, or no file"
+        ) from None
 
 
 def beside(path: Path, found: dict[str, Any]) -> dict[str, Any]:

@@ -54,11 +54,12 @@ def compare(
             captions were scored over different pictures, from which CIDEr takes its weights.
     """
     first, second = _by_task(ours, arm), _by_task(theirs, other_arm)
-    common = [at for at in first if at in second and any(one["score"] is not None for one in first[at].values())]
+    common = [at for at in first if at in second]
     if not common:
         raise UserError(
-            f"the {arm} answers of the first and the {other_arm} answers of the second share no task and shots; "
-            f"expected two runs of mm1-eval on the same benchmarks (--arm, --other_arm)"
+            f"the {arm} answers of the first and the {other_arm} answers of the second share no task and shots "
+            f"with scores; expected two runs of mm1-eval on the same benchmarks (--arm, --other_arm), judged "
+            f"where those want a judge"
         )
     return [_difference(*at, first[at], second[at]) for at in common]
 
@@ -77,7 +78,7 @@ def told(differences: list[Difference]) -> str:
 def _by_task(answers: list[Answer], arm: str) -> dict[tuple[str, int], dict[Asked, Answer]]:
     found: dict[tuple[str, int], dict[Asked, Answer]] = defaultdict(dict)
     for answer in answers:
-        if answer["arm"] == arm:
+        if answer["arm"] == arm and answer["score"] is not None:  # nobody judged those
             found[answer["task"], answer["shots"]][asked(answer)] = answer
     return found
 
@@ -96,6 +97,9 @@ def _difference(task: str, shots: int, ours: dict[Asked, Answer], theirs: dict[A
         raise UserError(f"{task} at {shots} shots: the seeds are {seeds[0]} and {seeds[1]}; expected some in common")
     if changed := [answer["id"] for answer, other in both if answer["references"] != other["references"]]:
         raise UserError(f"{task}: question {min(changed)} has other references in the second; expected the same data")
+    kinds = [sorted({str(answer.get("metric") or "usual") for answer in of.values()}) for of in (ours, theirs)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{task} has metric {kinds[0][0]} in the first and {kinds[1][0]} in the second; expected one")
     metric = metric_of(list(ours.values()))[1] if any(answer.get("metric") for answer in ours.values()) else None
     sides = ({asked(pair[side]): pair[side] for pair in both} for side in (0, 1))
     means = [mean(answers, None, metric, resamples=0)[0] or 0.0 for answers in sides]

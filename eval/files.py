@@ -196,7 +196,7 @@ def json_values(path: Path, expected: str) -> list[Any]:
         UserError: There is no such file, or a line is no JSON.
     """
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]  # a text may hold U+2028
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected {expected}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -8,15 +8,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from tqdm import tqdm
 
-from eval.again import gold_of
-from eval.contamination import overlap
+from eval.again import gold_of, stored_metric
+from eval.contamination import Overlap, overlap
 from eval.failing import failing
 from eval.fewshot import Demonstrations
 from eval.fewshot import blind as swapped
@@ -27,7 +28,7 @@ from eval.pictures import blank, read
 from eval.prompts import Item, Prompt, Settings, document, spell
 from eval.scores import FORMAT, of_task
 from eval.similar import Similar
-from eval.store import LEAKS, Answer, Answers, Key, fingerprint, key
+from eval.store import SCORED, Answer, Answers, Key, fingerprint, key
 from eval.task import Kind, Query, Task, discover
 from mm1.data.tokenizer import Tokenizer
 from mm1.infer.assistant import Dtype, cast, check_dtype
@@ -35,7 +36,7 @@ from mm1.infer.decoding import GREEDY
 from mm1.infer.engine import Engine
 from mm1.infer.spread import Spread
 from mm1.model.mm1 import MM1
-from mm1.runs import write_json
+from mm1.runs import read_object, write_json
 from mm1.sample import Text
 
 CHUNK = 512  # prompts held at once; within a chunk the engine puts like lengths together
@@ -168,12 +169,12 @@ def run(
         tokenizer.fingerprint,
     )
     shared = overlap(list(corpora), tasks, progress=True) if corpora else None
-    write_json(out / LEAKS, shared.ids() if shared else {})
-    leaks = {name: of.either for name, of in shared.tasks.items()} if shared else {}
-    found = evaluate(model, tokenizer, tasks, settings, answers, progress=True, leaks=leaks, engine=engine)
+    found = evaluate(model, tokenizer, tasks, settings, answers, progress=True, shared=shared, engine=engine)
     about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype_of(model)}
     scores = {**about, "settings": asdict(settings), "overlap": shared.record() if shared else None, "tasks": found}
-    write_json(out / "scores.json", scores)
+    if judge := (read_object(out / SCORED, "scores") if (out / SCORED).exists() else {}).get("judge"):
+        scores["judge"] = judge  # whose opinions stand beside the answers that were there
+    write_json(out / SCORED, scores)
     return scores
 
 
@@ -184,12 +185,12 @@ def evaluate(
     settings: Settings,
     answers: Answers,
     progress: bool = False,
-    leaks: Mapping[str, Collection[str]] | None = None,
+    shared: Overlap | None = None,
     engine: Engine | Spread | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Ask what is not among ``answers`` yet, and score all; the entries of scores.json by task.
 
-    Questions among ``leaks``, ids by task, were trained on: there is a second score without them.
+    Of questions that are among what is ``shared`` with training there is a second score without them.
 
     Raises:
         UserError: More shots than demonstrations, a prompt longer than the context, or experts to mask that there are
@@ -199,7 +200,10 @@ def evaluate(
     engine = engine or Engine(model, tokenizer, **engine_sizes(settings))
     jobs = [job for task in tasks for job in jobs_of(task, settings, progress)]
     left = _fitted(engine, [job for job in jobs if job.key not in answers.found], settings)
-    answers.begin()
+    asked = Counter(job.task.name for job in jobs)
+    noted = {task.name: {"metric": stored_metric(task), "answers": asked[task.name]} for task in tasks}
+    answers.begin(noted, shared.ids() if shared else {})
+    leaks = {name: of.either for name, of in shared.tasks.items()} if shared else {}
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit=" answers", disable=not progress)
     with bar, failing(model, settings.mask_experts):
         for task in tasks:
@@ -213,7 +217,7 @@ def evaluate(
     wanted = {job.key for job in jobs}
     kept = [answer for answer in answers.found.values() if key(answer) in wanted]
     return {
-        task.name: of_task(task, (a for a in kept if a["task"] == task.name), (leaks or {}).get(task.name, ()))
+        task.name: of_task(task, (a for a in kept if a["task"] == task.name), leaks.get(task.name, ()))
         for task in tasks
     }
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from eval.again import beside, read_leaks
 from eval.judge import Command, Judge, Server, Wording, count, judge
 from eval.scores import rescore, table
-from eval.store import answers_file, read_answers, write_answers
+from eval.store import answers_file, check_metrics, read_answers, unfinished, write_answers
 from mm1.errors import UserError, at_least
 from mm1.runs import write_json
 
@@ -36,11 +36,12 @@ def run(arguments: Namespace) -> None:
     at_least(1, {"at_once": arguments.at_once})
     path = answers_file(Path(arguments.answers))
     answers, asked = read_answers(path), _judge_of(arguments)
+    check_metrics(answers, path)
     wording = Wording(**{name: arguments[name] for name in Wording.__dataclass_fields__})
     wording.check()
     with tqdm(total=count(answers, asked, wording), unit=" opinions") as bar:
         unread = judge(answers, path.parent, asked, wording, arguments.at_once, bar.update)
-    scores = beside(path, rescore(answers, read_leaks(path.parent)))
+    scores = beside(path, rescore(answers, read_leaks(path.parent), unfinished(answers, path)))
     scores["judge"] = {"name": asked.name, "wording": vars(wording), "unread": unread}
     write_answers(answers, path)
     write_json(path.with_name("scores.json"), scores)

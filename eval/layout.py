@@ -23,6 +23,10 @@ NONE = "–"
 PUBLISHED = Path(__file__).parent / "published"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 UNVERIFIED = "(unverified)"
+CIRCULAR = "-circular"
+# Warnings of a task that say its number is not the benchmark's.
+PARTIAL = r"questions left out|questions lack turns|subjects are missing|^without |have not two questions|not finished"
+JUDGED = ("llava_bench", "mm_vet", "mathvista")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ SFT: Mapping[str, tuple[Part, ...]] = {
     "MathVista": (Part(r"mathvista/.*", r"mathvista/testmini"),),
     "MME-P": (Part(r"mme", r"mme", "perception"),),
     "MME-C": (Part(r"mme", r"mme", "cognition"),),
-    "MMBench": (Part(r"mmbench/.*", r"mmbench/test"),),
+    "MMBench": (Part(r"mmbench/.*", r"mmbench/test-circular"),),
     "SEED": (Part(r"seed/all", r"seed/all"), Part(r"seed/image", r"seed/image")),
     "POPE": (Part(r"pope/.*", r"pope/coco"),),
     "LLaVA-W": (Part(r"llava-bench/.*", r"llava-bench/wild"),),
@@ -163,7 +167,8 @@ def our_rows(model: str, path: Path, kind: Kind) -> list[Row]:
                     raise UserError(
                         f"{path} has {task} at {shots} shots twice, also in {file}; expected one, named as a file"
                     )
-                found[task] = (scores, {**at, "n": entry["n"]})
+                about = {name: entry.get(name) for name in ("n", "metric", "warnings")}
+                found[task] = (scores, {**at, **about})
     rows = []
     for shots, found in sorted(entries.items()):
         cells = {name: _cell(parts, found, shots, kind) for name, parts in COLUMNS[kind].items()}
@@ -188,8 +193,9 @@ def _cell(parts: Sequence[Part], found: Mapping[str, tuple[Any, Any]], shots: in
 
 
 def _task(part: Part, found: Mapping[str, tuple[Any, Any]]) -> str | None:
-    """The task of the published split where it is scored, else the first that has a number."""
+    """The task of the published split where it is scored, else the first that has a number, asked as published."""
     fits = [name for name in found if re.fullmatch(part.tasks, name) and found[name][1]["sighted"] is not None]
+    fits.sort(key=lambda name: name.endswith(CIRCULAR) != part.published.endswith(CIRCULAR))
     exact = sorted((name for name in fits if name.removesuffix("-ocr") == part.published), key=len)
     return next(iter([*exact, *fits]), None)
 
@@ -199,6 +205,13 @@ def _marks(part: Part, task: str, scores: Any, at: Any, shots: int, kind: Kind) 
     settings = scores.get("settings") or {}
     if task.removesuffix("-ocr") != part.published:
         yield f"{task}, published is {part.published}"
+    if part.published.endswith(CIRCULAR) and not task.endswith(CIRCULAR):
+        yield "asked once, published is right in all turns of the choices"
+    yield from (f"{task}: {told}" for told in at["warnings"] or () if re.search(PARTIAL, told))
+    if at["metric"] in JUDGED and (judge := scores.get("judge")):
+        yield f"{task} read by {judge['name']}, published by GPT-4, in other words"
+    elif at["metric"] == "mathvista":
+        yield f"{task} read by rules, published by a language model"
     if task.endswith("-ocr"):
         yield "OCR tokens stand in the prompt"
     if kind == "fewshot" and shots == 0 and (given := settings.get("text_only_demonstrations", 0)) != 2:

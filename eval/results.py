@@ -8,6 +8,7 @@ captions                  [{"image_id": 391895, "caption": "a man on a motorcycl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def submission(answers: Sequence[Answer], data: Data, name: str, shots: int | No
             f"{len(lacking)} of {len(task.queries)} questions of {name} have no answer, the first is {lacking[0]}; "
             f"expected a run without limit"
         )
+    _check_named(task)
     whole = discover(data, [task.submitted_as], pictures=False)[0] if task.submitted_as in _names(data) else task
     rows = [{**_key(query, task), task.answer_field: said.get(query.id, "")} for query in whole.queries]
     return rows, sum(query.id not in said for query in whole.queries)
@@ -69,7 +71,7 @@ def grade(file: Path, data: Data, name: str) -> dict[str, Any]:
     found = read_json(file, f"the results of {name}")
     if not isinstance(found, list) or not found:
         raise UserError(f"{file} holds a {type(found).__name__}; expected a list of results, one of every question")
-    [key] = _key(task.queries[0], task)
+    [key] = _check_named(task)
     queries = {str(_key(query, task)[key]): query for query in task.queries}
     answers: dict[str, Answer] = {}
     for number, row in enumerate(found, start=1):
@@ -101,6 +103,19 @@ def grade(file: Path, data: Data, name: str) -> dict[str, Any]:
 
 def _names(data: Data) -> set[str]:
     return {offer.name for offer in offers(data)}
+
+
+def _check_named(task: Task) -> dict[str, Any]:
+    """The field that names a question in a results file; refused where it does not tell one question from another."""
+    keys = [_key(query, task) for query in task.queries]
+    names = [str(value) for key in keys for value in key.values()]
+    if len(set(names)) < len(names):
+        [field] = keys[0]
+        raise UserError(
+            f"{task.name} has several questions with {field} {Counter(names).most_common(1)[0][0]}, so that a results "
+            f"file does not say which is answered; expected a benchmark with one (docs/evaluation.md)"
+        )
+    return keys[0]
 
 
 def _key(query: Query, task: Task) -> dict[str, Any]:

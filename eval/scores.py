@@ -16,6 +16,7 @@ from eval.metrics.metric import Gold, Metric, metric_class
 from eval.prompts import Arm
 from eval.store import Answer
 from eval.task import Task
+from mm1.errors import UserError
 
 FORMAT = 3  # 1 had neither the blank arm nor differences, 2 one seed, nothing dropped, no sub-scores and no sources
 ARMS = get_args(Arm)
@@ -130,7 +131,7 @@ def _also(metric: Metric, answers: Mapping[Asked, Answer]) -> dict[str, float]:
 def _groups(metric: Metric) -> dict[str, Metric]:
     """The metric of each sub-score, with the questions of that group alone."""
     names = dict.fromkeys(name for gold in metric.golds.values() for name in gold.groups)
-    return {name: type(metric)([gold for gold in metric.golds.values() if name in gold.groups]) for name in names}
+    return {name: metric.of([gold for gold in metric.golds.values() if name in gold.groups]) for name in names}
 
 
 def _group(metric: Metric, arms: Mapping[str, Mapping[Asked, Answer]]) -> dict[str, Any]:
@@ -233,17 +234,45 @@ def gold(answer: Answer) -> Gold:
 
 
 def metric_of(answers: Sequence[Answer]) -> tuple[str, Metric]:
-    """Name and metric of the stored answers of one task."""
+    """Name and metric of the stored answers of one task.
+
+    Raises:
+        UserError: They name several, or one that cannot be made of them.
+    """
     usual = "vqa_accuracy" if any(answer.get("question") for answer in answers) else "cider"
-    name = next((answer["metric"] for answer in answers if answer.get("metric")), usual)
-    metric = metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
+    named = {str(answer.get("metric") or usual) for answer in answers}
+    if len(named) > 1:
+        raise UserError(
+            f"answers of {answers[0]['task']} name the metrics {' and '.join(sorted(named))}; expected one, as written"
+        )
+    [name] = named
+    try:
+        metric = metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"answers of {answers[0]['task']} lack what {name} needs ({error}); expected answers as mm1-eval run wrote "
+            f"them"
+        ) from None
     for answer in answers:
         metric.remember(answer["id"], answer.get("about", {}))
     return name, metric
 
 
-def rescore(answers: list[Answer], leaks: Mapping[str, Collection[str]] | None = None) -> dict[str, dict[str, Any]]:
-    """Score stored answers anew, in place, from the references that stand beside them; by task, without baselines."""
+def rescore(
+    answers: list[Answer],
+    leaks: Mapping[str, Collection[str]] | None = None,
+    unfinished: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score stored answers anew, in place, from the references that stand beside them; by task, without baselines.
+
+    Args:
+        answers: All of a file.
+        leaks: By task, ids of questions that were trained on.
+        unfinished: By task, a warning that answers are missing.
+
+    Raises:
+        UserError: An answer lacks what its metric wants to know.
+    """
     tasks: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         tasks[answer["task"]].append(answer)
@@ -251,14 +280,28 @@ def rescore(answers: list[Answer], leaks: Mapping[str, Collection[str]] | None =
     for task, found in tasks.items():
         name, metric = metric_of(found)
         for answer in found:
-            answer["score"] = metric.score(answer["id"], answer["answer"])
+            answer["score"] = _scored(metric, answer)
         about = {"metric": name, "title": metric.title, "n": len(metric.golds)}
         table[task] = {
             **about,
-            "warnings": [*metric.warnings, *_empty(found)],
+            "warnings": [
+                *[told for of, told in (unfinished or {}).items() if of == task],
+                *metric.warnings,
+                *_empty(found),
+            ],
             "shots": by_shots(found, metric, (leaks or {}).get(task, ())),
         }
     return table
+
+
+def _scored(metric: Metric, answer: Answer) -> float | None:
+    try:
+        return metric.score(answer["id"], answer["answer"])
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"the answer to question {answer['id']} of {answer['task']} lacks what {metric.name} needs ({error}); "
+            f"expected answers as mm1-eval run wrote them"
+        ) from None
 
 
 def table(scores: dict[str, Any]) -> str:

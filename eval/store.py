@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ SCORES = (int, float, type(None))
 NEEDED = {"task", "shots", "arm", "id", "image", "answer", "references"}
 MARKED = "asked.json"
 LEAKS = "overlap.json"  # ids of questions that were trained on, by task
+SCORED = "scores.json"
 MARK = "what an earlier mm1-eval run noted of its questions; delete it to ask all of them again"
 
 
@@ -38,7 +40,7 @@ class Answers:
     Args:
         folder: The evaluation's folder; made if need be. None keeps answers in memory only.
         asked: Fingerprint of all that was asked. Answers to anything else are set aside, once :meth:`begin` says so, as
-            ``answers-<fingerprint>.jsonl``; asked again, they are taken up again.
+            ``answers-<fingerprint>.jsonl``, and their scores with them; asked again, they are taken up again.
         tokenizer: Fingerprint of the checkpoint's; a model of another one does not take the place of what is there.
 
     Raises:
@@ -47,7 +49,7 @@ class Answers:
 
     def __init__(self, folder: Path | None, asked: str, tokenizer: str = "") -> None:
         self._path = None if folder is None else folder / "answers.jsonl"
-        self._asked = {"asked": asked, "tokenizer": tokenizer}
+        self._asked: dict[str, Any] = {"asked": asked, "tokenizer": tokenizer}
         self.found: dict[Key, Answer] = {}
         if folder is None or self._path is None:
             return
@@ -66,16 +68,29 @@ class Answers:
 
     def _aside(self, asked: str) -> Path:
         assert self._path is not None
-        return self._path.with_name(f"answers-{asked}.jsonl")
+        return _named(self._path, asked)
 
-    def begin(self) -> None:
-        """Leave on disk what is kept and nothing else: called when all that can be refused has been."""
+    def begin(
+        self, tasks: Mapping[str, Mapping[str, Any]] | None = None, leaks: Mapping[str, Any] | None = None
+    ) -> None:
+        """Leave on disk what is kept and nothing else: called when all that can be refused has been.
+
+        Args:
+            tasks: By task its ``metric``, as it stands beside answers, and how many ``answers`` there will be.
+            leaks: Ids of questions that were trained on, by task.
+        """
         if self._path is None:
             return
         if self._other is not None and self._path.exists():
-            self._path.replace(self._aside(self._other))
+            for file in (self._path.with_name(SCORED), self._path.with_name(LEAKS), self._path):
+                if file.exists():  # scores of other answers may not stand beside these
+                    file.replace(_named(file, self._other))
+        scored = self._path.with_name(SCORED)
+        if not scored.exists() and (before := _named(scored, self._asked["asked"])).exists():
+            before.replace(scored)  # and comes back with them
+        write_json(self._path.with_name(MARKED), self._asked | ({"tasks": tasks} if tasks else {}))
+        write_json(self._path.with_name(LEAKS), leaks or {})
         write_answers(self.found.values(), self._path)  # a line that a kill cut short goes, before another follows it
-        write_json(self._path.with_name(MARKED), self._asked)
         self._aside(self._asked["asked"]).unlink(missing_ok=True)
 
     def add(self, answers: Iterable[Answer]) -> None:
@@ -85,6 +100,11 @@ class Answers:
         if self._path is not None:
             with self._path.open("a") as lines:
                 lines.writelines(map(_line, answers))
+
+
+def _named(file: Path, asked: str) -> Path:
+    """Where a file is set aside while another question is asked."""
+    return file.with_name(f"{file.stem}-{asked}{file.suffix}")
 
 
 def answers_file(path: Path) -> Path:
@@ -103,13 +123,21 @@ def read_answers(path: Path) -> list[Answer]:
     """Answers of a file that a user named.
 
     Raises:
-        UserError: There is no such file, nothing in it is an answer, or an answer has something else in a field.
+        UserError: There is no such file, nothing in it is an answer, a line other than the last is none, or an answer
+            has something else in a field.
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; expected an answers.jsonl written by mm1-eval run")
-    answers = _whole_lines(path)
+    lines = list(json_lines(path))
+    answers = [answer for answer in lines if _whole(answer)]
     if not answers:
         raise UserError(f"{path} does not hold one answer a line; expected an answers.jsonl written by mm1-eval run")
+    last_cut_short = lines[-1] is None
+    if damaged := [at for at, line in enumerate(lines[: len(lines) - last_cut_short], start=1) if not _whole(line)]:
+        raise UserError(
+            f"{path}: line {damaged[0]} is no answer, {len(damaged)} of {len(lines)} are none; expected an "
+            f"answers.jsonl written by mm1-eval run, which run again mends it"
+        )
     for number, answer in enumerate(answers, start=1):
         wrong = [name for name, kind in TYPES.items() if not isinstance(answer[name], kind)]
         if wrong or not isinstance(answer.get("score"), SCORES):
@@ -121,9 +149,47 @@ def read_answers(path: Path) -> list[Answer]:
     return answers
 
 
+def read_mark(path: Path) -> dict[str, Any]:
+    """What a run noted of each task it asks, from beside a file of answers; empty where nothing says so."""
+    mark = path.with_name(MARKED)
+    found = read_object(mark, MARK).get("tasks") if path.name == "answers.jsonl" and mark.exists() else None
+    noted = found.items() if isinstance(found, dict) else ()
+    return {task: about for task, about in noted if isinstance(about, dict) and about.keys() >= {"metric", "answers"}}
+
+
+def check_metrics(answers: Sequence[Answer], path: Path) -> None:
+    """Refuse answers that name another metric than the run that made them: somebody changed one of the two.
+
+    Raises:
+        UserError: The first such answer, or one that names another metric than others of its task.
+    """
+    noted = {task: about["metric"] for task, about in read_mark(path).items()}
+    for answer in answers:
+        named, task = answer.get("metric") or "", answer["task"]
+        if named != (expected := noted.setdefault(task, named)):
+            raise UserError(
+                f"{path}: the answer to question {answer['id']} of {task} has metric {named or 'usual'!r}; expected "
+                f"{expected or 'usual'!r}, with which it was made, or mm1-eval score with --data"
+            )
+
+
+def unfinished(answers: Sequence[Answer], path: Path) -> dict[str, str]:
+    """By task, that a run has not given all its answers yet, so that a score is of some questions only."""
+    there = Counter(answer["task"] for answer in answers)
+    return {
+        task: f"{there[task]} of {about['answers']} answers are there, the run is not finished: this is no score of it"
+        for task, about in read_mark(path).items()
+        if 0 < there[task] < about["answers"]
+    }
+
+
 def _line(answer: Answer) -> str:
     return json.dumps(answer, ensure_ascii=False) + "\n"
 
 
 def _whole_lines(path: Path) -> list[Answer]:
-    return [answer for answer in json_lines(path) if answer and answer.keys() >= NEEDED]
+    return [answer for answer in json_lines(path) if answer and _whole(answer)]
+
+
+def _whole(answer: Answer | None) -> bool:
+    return answer is not None and answer.keys() >= NEEDED

@@ -17,7 +17,7 @@ from eval.metrics.java import Java, java_score
 from eval.prompts import Arm
 from eval.results import grade, submission
 from eval.scores import table
-from eval.store import Answer, answers_file, read_answers
+from eval.store import Answer, answers_file, check_metrics, read_answers
 from eval.task import offers
 
 
@@ -113,7 +113,9 @@ def _tasks(arguments: Namespace) -> None:
 
 
 def _read(path: str) -> list[Answer]:
-    return read_answers(answers_file(Path(path)))
+    answers = read_answers(answers_file(Path(path)))
+    check_metrics(answers, answers_file(Path(path)))
+    return answers
 
 
 DOES: dict[str, Callable[[Namespace], None]] = {

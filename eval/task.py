@@ -224,6 +224,10 @@ def present(task: Task, data: Data) -> Task:
             f"{first}; expected all in place (images says where), or at most max_missing_share = "
             f"{data.max_missing_share:g} of them missing"
         )
+    if not queries:
+        raise UserError(
+            f"{task.name}: no picture of its {len(task.queries)} questions exists; expected some (images says where)"
+        )
     told = [f"{lost} of {len(task.queries)} questions left out, their pictures are missing"] * bool(lost)
     if task.train and not train:
         told.append("no picture of the train part is there: demonstrations are scored questions, the query excluded")

@@ -45,6 +45,10 @@ class MMBench(Choice):
 
     name = "mmbench"
 
+    def chosen(self, id: str, choice: str) -> str:
+        """The likeliest choice's letter: beside words of the choice another letter may stand, such as ``A``."""
+        return super().chosen(id, choice)[0]
+
     def read(self, id: str, answer: str) -> str | None:
         """The letter, if exactly one is found."""
         words = answer.split()

@@ -90,7 +90,7 @@ class LlavaBench(Judged):
         return {**known, "context": str(gold.about.get("context", ""))}
 
     def readable(self, text: str) -> bool:
-        """Whether the first line has two numbers."""
+        """Whether the first line has two numbers and no third."""
         return two_scores(text) is not None
 
     def _pair(self, id: str, answer: str) -> tuple[float, float] | None:
@@ -171,10 +171,10 @@ class MathVista(Judged):
 
 
 def two_scores(text: str) -> tuple[float, float] | None:
-    """The first two numbers of the first line."""
+    """The two numbers of the first line, from 0 to 10; None where there are more, as in "Assistant 1: 8"."""
     first = text.strip().split("\n")[0]
-    found = re.findall(r"-?\d+(?:\.\d+)?", first.replace(",", " ").replace(";", " "))
-    return (float(found[0]), float(found[1])) if len(found) >= 2 else None
+    found = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", first)]
+    return (found[0], found[1]) if len(found) == 2 and all(0 <= number <= 10 for number in found) else None
 
 
 def correctness(text: str) -> float | None:

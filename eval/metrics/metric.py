@@ -64,6 +64,10 @@ class Metric(ABC):
     def score(self, id: str, answer: str) -> float | None:
         """Score of one answer by itself, in percent where nothing else is said; None of what nobody can score here."""
 
+    def of(self, golds: Sequence[Gold]) -> Metric:
+        """The metric of some of its questions, such as a sub-score's: by default as if these were all."""
+        return type(self)(golds)
+
     def chosen(self, id: str, choice: str) -> str:
         """How the likeliest of a question's choices is written down as its answer."""
         return choice

@@ -30,6 +30,12 @@ class OkVqa(VqaAccuracy):
         )
         self.stemmer = Stemmer(pairs)
 
+    def of(self, golds: Sequence[Gold]) -> OkVqa:
+        """Stems as all questions taught it, so that an answer is worth the same in a sub-score."""
+        part = OkVqa(golds)
+        part.stemmer = self.stemmer
+        return part
+
     def score(self, id: str, answer: str) -> float:
         """Percent."""
         return accuracy(self.stemmer(answer), self.golds[id].references)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "---", "...", "....", ";"])
-DROPPED |= frozenset('"“”‘’')
+DROPPED |= frozenset('"“”‘’«»‹›‐‒')
+LOST = re.compile(r"[\u00ad\ufeff]")  # what the tokenizer skips inside a word as well
+APART = re.compile(r"[\u200b\U00010000-\U0010ffff]+|(?<!-)-{4}(?!-)")  # emoji, which it does not know, a long dash
 
 ESCAPES = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 ESCAPES |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "£": "#", "€": "$", "¢": "cents", "–": "--", "—": "--", "…": "..."}
@@ -27,7 +29,7 @@ ABBREVIATIONS = """
     mr mrs ms dr st jr sr prof gen col capt lt sgt rev sen gov rep hon pres vs inc co corp ltd bros etc ave blvd rd
     dept penn md calif jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri est ft mt ph al
     ariz colo conn ct dak fla ga ind kan kans ky mich minn mo mont neb nev okla tenn va vt wis wisc wyo bldg assn univ
-    cmdr cpl maj messrs mme mlle adm atty cie plc rt pty cf mfg ext esq bhd spc intl sq alex wm jos invt elec natl
+    tel cmdr cpl maj messrs mme mlle adm atty cie plc rt pty cf mfg ext esq bhd spc intl sq alex wm jos invt elec natl
     (?-i:Ark) (?-i:Del) (?-i:Ill) (?-i:La) (?-i:Mass) (?-i:Miss) (?-i:Ore) (?-i:Pa) (?-i:Tex) (?-i:Wash)
 """
 BEFORE_NUMBERS = "no nos fig figs art prop ca pp"
@@ -62,15 +64,17 @@ TOKEN = re.compile(
     | y['’](?=\w) | [dol]['’][^\W\d_][^\W_]* | c['’]mon\b | d['’]ye\b      # y' all   o'clock
     | [^\W\d_]*[aeiouy]['’](?:[aeiou]|(?-i:[A-Z]))[^\W\d_]*                # ma'am
     | (?:dunkin|somethin|ol)['’](?!\w) | [ldj]['’]                         # ol'
-    | ['’](?:em|till?|cause)\b | ['’]n\b['’]? | ’n | ['’](?=tis\b|twas\b)t(?:is|was) | ['’]\d\ds?\b
+    | ['’](?:em|till?|cause)\b | ['’]n\b['’]? | ’n | ['’](?=tis\b|twas\b)t(?:is|was) | (?<!\d)['’]\d\ds?\b
+    | \#[^\W\d_]+ | \b(?-i:US|HK|A|C)\$                                    # #tag  us$
     | (?=[a-z0-9-]+_)[a-z0-9]+(?:[_-][a-z0-9]+)+ | _+
-    | [-+]?\d*(?:[.,:]\d+)+ | [-+]\d+ | @?[^\W_]+-[^\W_]+(?:-[^\W_]+)*     # 1,000  -5.5  5:30
+    | [-+]?\d*(?:[.,:]\d+)+ | [-+]\d+ | @?[^\W_]+[-‐‑][^\W_]+(?:[-‐‑][^\W_]+)*     # 1,000  -5.5  5:30
     | @?{WORD} | [^\W_]+                                                   # words  5m
     | \.{{3,}} | -{{2,}} | \*+ | \#+ | [!?]+ | '' | `` | [^\w\s]                 # punctuation, one by one
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 NORMAL = re.compile(r"’(?=(?:s|m|d|re|ve|ll|em|till?|cause|tis|twas|n|\d\ds?)$)|(?<=^n)’(?=t$)")  # of a whole token
+FRACTION = re.compile("([½¼¾])")  # one by itself in 1½
 
 
 def tokenize(caption: str) -> str:
@@ -79,6 +83,7 @@ def tokenize(caption: str) -> str:
     >>> tokenize("Two dogs can't swim; one's asleep.")
     "two dogs ca n't swim one 's asleep"
     """
-    found = (NORMAL.sub("'", token.lower()) for token in TOKEN.findall(caption))
+    plain = FRACTION.sub(r" \1 ", APART.sub(" ", LOST.sub("", caption)))
+    found = (NORMAL.sub("'", token.lower()) for token in TOKEN.findall(plain))
     escaped = (SPLITS.get(token, ESCAPES.get(token, token)) for token in found)
     return " ".join(token for token in escaped if token not in DROPPED)

@@ -155,6 +155,8 @@ def load_assistant(path: str | Path, device: str = "cpu", dtype: Dtype | None = 
     found = stored.read(path)
     try:
         target = torch.device(device)
+        if target.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used ({str(error).splitlines()[0]:.100}); try cpu") from None

@@ -68,6 +68,21 @@ def test_what_cannot_be_compared_is_told(second: list, message: str) -> None:
         compare(FIRST, second)
 
 
+def test_only_what_both_have_scores_of_is_compared() -> None:
+    second = said({"a1": 50, "a2": 50, "b1": 0})
+    second[1]["score"] = None
+    for pair in ((FIRST, second), (second, FIRST)):
+        [row] = compare(*pair)
+        assert row.n == 2
+    with pytest.raises(UserError, match=r"share no task and shots with scores; .* judged where those want a judge"):
+        compare(FIRST, [{**answer, "score": None} for answer in FIRST])
+
+
+def test_another_metric_is_no_comparison() -> None:
+    with pytest.raises(UserError, match="vqa/t has metric usual in the first and anls in the second"):
+        compare(FIRST, [{**answer, "metric": "anls"} for answer in FIRST])
+
+
 def test_captions_over_other_pictures_are_not_compared() -> None:
     captions = said({"a": 30, "b": 10}, task="captions/t", question="")
     assert compare(captions, captions)[0].difference == 0

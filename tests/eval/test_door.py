@@ -98,6 +98,11 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
             ["run", "CKPT", "--data", "DATA", "--config", "DATA/null.yaml"],
             "vqa is None; expected template, stop and max",
         ),
+        (["run", "CKPT", "--data", "DATA", "--config", "DATA/retrieval.yaml"], "retrieval is None; expected model and"),
+        (
+            ["run", "CKPT", "--data", "DATA", "--config", "DATA/decoding.yaml"],
+            "vqa.decoding is None; expected beams, or",
+        ),
         (["rnu", "CKPT"], "invalid choice: 'rnu'"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl is no file"),
         (["run", "CKPT", "--data", "DATA", "--dtype", "half"], "dtype: "),
@@ -121,7 +126,8 @@ def test_ask_answers_about_pictures(mm1_eval, checkpoint: Path, data: Path) -> N
 def test_what_a_user_gets_wrong_is_one_sentence(
     words: list[str], message: str, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    (data / "null.yaml").write_text("vqa: null\n")
+    for name, text in (("null", "vqa: null"), ("retrieval", "retrieval: null"), ("decoding", "vqa: {decoding: null}")):
+        (data / f"{name}.yaml").write_text(text)
     for name, asked in FAULTY.items():
         write_rows(data / f"{name}.jsonl", [{**ANSWER, "task": task, "id": id} for task, id in asked])
     words = [word.replace("CKPT", str(checkpoint)).replace("DATA", str(data)) for word in words]

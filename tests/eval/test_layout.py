@@ -113,6 +113,34 @@ def test_a_tuned_model_has_two_numbers_in_a_cell_and_halves_of_mme(tmp_path: Pat
     assert "<sup>" not in text
 
 
+def test_mmbench_is_right_in_all_turns_where_that_was_asked(tmp_path: Path) -> None:
+    once, turns = {"mmbench/dev_en": {"0": {"sighted": 80}}}, {"mmbench/dev_en-circular": {"0": {"sighted": 60}}}
+    at = list(COLUMNS["sft"]).index("MMBench") + 1
+    both = layout([("Ours", scored(tmp_path / "both", {**once, **turns}))], "sft", "none")
+    assert cells(both, "Ours")[0][at] == "60.0<sup>a</sup>"
+    assert "asked once" not in both
+    assert "asked once, published is right in all turns" in layout([("Ours", scored(tmp_path / "a", once))], "sft")
+
+
+def test_a_judge_and_what_is_missing_are_marked(tmp_path: Path) -> None:
+    tasks = {name: {"0": {"sighted": 50}} for name in ("llava-bench/wild", "mathvista/testmini", "pope/coco")}
+    path = scored(tmp_path, tasks) / "scores.json"
+    scores = json.loads(path.read_text())
+    kinds = {"llava-bench/wild": "llava_bench", "mathvista/testmini": "mathvista", "pope/coco": "pope"}
+    for name, task in scores["tasks"].items():
+        task["metric"] = kinds[name]
+    scores["tasks"]["pope/coco"]["warnings"] = ["without random, so that the mean is not POPE's", "prompts hold .."]
+    path.write_text(json.dumps(scores))
+    text = layout([("Ours", tmp_path)], "sft", "none")
+    assert "pope/coco: without random, so that the mean is not POPE's" in text
+    assert "prompts hold" not in text
+    assert "mathvista/testmini read by rules, published by a language model" in text
+    path.write_text(json.dumps({**scores, "judge": {"name": "umpire at home"}}))
+    text = layout([("Ours", tmp_path)], "sft", "none")
+    for name in ("llava-bench/wild", "mathvista/testmini"):
+        assert f"{name} read by umpire at home, published by GPT-4, in other words" in text
+
+
 def test_csv_has_numbers_alone_and_notes_in_a_column(tmp_path: Path) -> None:
     dropped = {"sighted": 90, "dropped": {"answers": 1, "demonstrations": 2}}
     folder = scored(tmp_path, {"coco/karpathy-test": {"8": dropped}, "nocaps/val": {"8": {"sighted": 80}}})

@@ -177,6 +177,15 @@ def test_okvqa_stems_as_its_own_pairs_do() -> None:
     assert "'pony'" in metric.explain("1", "ponies")[1]
 
 
+def test_okvqa_stems_an_answer_alike_in_every_sub_score() -> None:
+    """Question 2 alone would not know what dogs are stemmed to."""
+    first = Gold("1", ("dog",) * 10, "q", groups=("a",), versions={"raw_answer": ("dogz",) * 10})
+    second = Gold("2", ("dog",) * 5 + ("cat",) * 5, "q", groups=("b",), versions={"raw_answer": ("dog", "cat") * 5})
+    whole = metric_class("okvqa")([first, second])
+    assert whole.score("2", "dogz") > 99
+    assert whole.of([second]).score("2", "dogz") == whole.score("2", "dogz")
+
+
 def test_bleu_by_hand() -> None:
     """``the cat sat`` beside ``the cat sat down``: all n-grams match, exp(1 - 4/3) for being short; no 4-gram."""
     counts = bleu_counts("the cat sat", ["the cat sat down", "a very long other sentence here"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eval.metrics.benchmarks import MMBench, MMBenchCircular, Pope, ScienceQA
-from eval.metrics.judged import JUDGEMENTS, LlavaBench, MathVista, MmVet, mark
+from eval.metrics.judged import JUDGEMENTS, LlavaBench, MathVista, MmVet, mark, two_scores
 from eval.metrics.metric import Gold, Metric, metric_class
 from eval.metrics.mmmu import Mmmu, is_right, letter_of, readings
 
@@ -57,6 +57,13 @@ def test_scienceqa_reads_as_llavas_script(answer: str, read: str | None) -> None
 )
 def test_mmbench_reads_as_its_script_without_a_language_model(answer: str, read: str | None) -> None:
     assert MMBench([choice()]).read("1", answer) == read
+
+
+def test_the_likeliest_choice_is_read_as_itself_whatever_its_words() -> None:
+    gold = choice(letter="B", choices=("a cat", "A dog", "I"))
+    for name in ("mmbench", "scienceqa", "choice"):
+        metric = metric_class(name)([gold])
+        assert [metric.read("1", metric.chosen("1", one)) for one in gold.choices] == ["A", "B", "C"], name
 
 
 def test_circular_evaluation_counts_a_question_once_and_only_whole() -> None:
@@ -197,6 +204,22 @@ def test_mathvista_takes_a_judges_extraction_where_the_answer_is_not_plain() -> 
     metric.remember("1", {JUDGEMENTS: {mark(said): {"text": "14", "judge": "x"}}})
     assert metric.score("1", said) == 100
     assert metric.score("1", "15") == 0, "of another answer nobody said anything"
+
+
+@pytest.mark.parametrize(
+    ("text", "scores"),
+    [
+        ("8 9\nBoth are 10 of 10.", (8, 9)),
+        ("8.5, 9", (8.5, 9)),
+        ("Assistant 1: 8, Assistant 2: 9", None),  # 1 is nobody's score
+        ("8/10 9/10", None),
+        ("80 90", None),
+        ("8", None),
+        ("-1 9", None),
+    ],
+)
+def test_two_numbers_and_no_third_are_two_scores(text: str, scores: tuple[float, float] | None) -> None:
+    assert two_scores(text) == scores
 
 
 def test_llava_bench_is_a_ratio_of_sums() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import main
-from tests.eval import releases
+from tests.eval import releases, sft_releases
 
 
 @pytest.fixture
@@ -161,11 +161,13 @@ def test_results_of_anyone_are_graded(mm1_eval, release: Path, tmp_path: Path) -
         ("vqav2/val", [{"question_id": 200000, "answer": "x"}], "answers 1 of 6 questions of vqav2/val; expected all"),
         ("vqav2/test", [{"question_id": 300000, "answer": "x"}], "the answers of vqav2/test are not published"),
         ("vqav2/other", [], "tasks names vqav2/other"),
+        ("pope/coco", [{"question_id": 1, "answer": "yes"}], "pope/coco has several questions with question_id 1"),
     ],
 )
 def test_results_that_are_wrong_are_told(
     mm1_eval, release: Path, tmp_path: Path, capsys, task: str, rows: object, told: str
 ) -> None:
+    sft_releases.pope(release)
     (tmp_path / "results.json").write_text(json.dumps(rows))
     with pytest.raises(SystemExit):
         mm1_eval("grade", tmp_path / "results.json", "--data", release, "--task", task)

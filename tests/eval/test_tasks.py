@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from eval.files import Data
 from eval.task import Task, discover
 from mm1.errors import UserError
 
@@ -58,6 +60,20 @@ def test_missing_pictures_are_named(data: Path) -> None:
         UserError, match=r"captions/mini: 1 of 6 questions are about pictures that do not exist, the first is .*3\.png"
     ):
         discover(data)
+
+
+def test_a_benchmark_without_any_of_its_pictures_is_refused(data: Path) -> None:
+    """However many may be missing: there would be nothing to score."""
+    shutil.rmtree(data / "icl/images")
+    with pytest.raises(UserError, match="icl: no picture of its 3 questions exists; expected some"):
+        discover(Data(data, max_missing_share=1))
+
+
+def test_a_line_of_text_may_hold_what_unicode_calls_a_line_end(data: Path) -> None:
+    path = data / "vqa/daquar/test.jsonl"
+    path.write_text(path.read_text().replace("what is thing 3", "what\u2028is\u0085thing 3"))
+    [task] = discover(data, ["vqa/daquar"])
+    assert [query.question for query in task.queries][3] == "what\u2028is\u0085thing 3 ?"
 
 
 def test_a_question_without_answers_is_named(data: Path) -> None:
