@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mm1.errors import UserError
 from mm1.runs import json_lines, read_object, write_json
@@ -191,5 +191,5 @@ def _whole_lines(path: Path) -> list[Answer]:
     return [answer for answer in json_lines(path) if answer and _whole(answer)]
 
 
-def _whole(answer: Answer | None) -> bool:
+def _whole(answer: Answer | None) -> TypeGuard[Answer]:
     return answer is not None and answer.keys() >= NEEDED
