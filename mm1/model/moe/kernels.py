@@ -100,11 +100,15 @@ def _take(x_MD: Tensor, tokens_R: Tensor, rows_MK: Tensor) -> Tensor:
 
 @torch.library.custom_op("mm1::add_rows", mutates_args=())
 def _add(y_RD: Tensor, tokens_R: Tensor, rows_MK: Tensor) -> Tensor:
+    if not len(y_RD):
+        return y_RD.new_zeros(len(rows_MK), y_RD.shape[1])  # what is at -1 is read as row 0, which is not there
     return _triton().add_rows(y_RD.contiguous(), rows_MK)
 
 
 @torch.library.custom_op("mm1::experts", mutates_args=())
 def _experts(x_RD: Tensor, weights_R: Tensor, ends_E: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    if not len(x_RD):  # of a rank that nobody sent any; no kernel takes a tensor of nothing
+        return torch.empty_like(x_RD), x_RD.new_empty(0, gate_up.shape[1])
     ends_E = ends_E.int()  # the compiler may have widened a constant
     pre_R2F = _product(x_RD, gate_up, ends_E, turned=True)
     return _product(_triton().swiglu(pre_R2F, weights_R), down, ends_E, turned=True), pre_R2F
@@ -116,6 +120,9 @@ def _experts_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from mm1.model import dense_triton
 
+    if not len(x_RD):
+        nothing = torch.empty_like(x_RD), torch.empty_like(weights_R)
+        return *nothing, torch.zeros_like(gate_up), torch.zeros_like(down)
     grad_RD, ends_E = grad_RD.contiguous(), ends_E.int()
     grad_hidden_RF = _product(grad_RD, down, ends_E, turned=False)
     grad_pre_R2F, grad_weights_R, hidden_RF = dense_triton.weighed_backward(grad_hidden_RF, pre_R2F, weights_R)

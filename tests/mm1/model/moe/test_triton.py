@@ -10,6 +10,7 @@ if torch.cuda.is_available():
 from mm1.model import dense_triton
 from mm1.model.ffn import gated
 from mm1.model.moe import triton_kernels as kernels
+from mm1.model.moe.kernels import _add, expert_rows
 
 
 def random(*shape, seed=0):
@@ -48,3 +49,16 @@ def test_each_expert_multiplies_its_own_rows(counts, turned):
     found = kernels.grouped_mm(a, b.transpose(1, 2).contiguous() if turned else b, ends, turned)
     expected = torch.cat([part @ matrix for part, matrix in zip(a.split(counts), b, strict=True)])
     assert torch.allclose(found, expected, atol=1e-3)
+
+
+def test_no_rows_have_no_answers_and_no_gradients():
+    """As of a rank whose experts nobody chose, or all of whose are shadowed."""
+    x, weights = random(0, 16).requires_grad_(), random(0).requires_grad_()
+    gate_up, down = random(2, 48, 16).requires_grad_(), random(2, 16, 24).requires_grad_()
+    y = expert_rows(x, weights, torch.zeros(2, dtype=torch.int64), gate_up, down)
+    assert y.shape == x.shape
+    grads = torch.autograd.grad(y.sum(), [x, weights, gate_up, down])
+    assert [tuple(grad.shape) for grad in grads] == [(0, 16), (0,), (2, 48, 16), (2, 16, 24)]
+    assert all((grad == 0).all() for grad in grads)
+    nobody = torch.full((3, 2), -1)
+    assert torch.equal(_add(x.detach(), torch.zeros(0, dtype=torch.int64), nobody), torch.zeros(3, 16))
