@@ -85,7 +85,6 @@ class Background:
     Args:
         run: Whose they are.
         device: Where this rank's tensors are.
-        optimizers: What changes them: their steps wait for copies.
         prune: Takes away what is no longer to be kept; called on the first rank when a checkpoint is whole.
         rank: This one.
         ranks: All of them.
@@ -95,7 +94,6 @@ class Background:
         self,
         run: Run,
         device: torch.device,
-        optimizers: Iterable[torch.optim.Optimizer],
         prune: Callable[[int], None],
         rank: int = 0,
         ranks: int = 1,
@@ -110,7 +108,6 @@ class Background:
             self.group, self.votes = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
         if rank == 0:
             tidy(self.run.last.parent)
-        self.hooks = [o.register_step_pre_hook(lambda *_: self.stage.release()) for o in optimizers]
 
     def prepare(self, checkpoint: dict[str, Any]) -> None:
         """Ask for host memory ahead, when the optimizer has its moments.
@@ -181,6 +178,14 @@ class Background:
                 shutil.rmtree(writer.temporary, ignore_errors=True)
             raise
 
+    def before_change(self) -> None:
+        """To be called before the optimizer changes weights: the device waits for the copy then, the host does not.
+
+        No hook of the optimizer's step can do it: Lightning puts forward and backward pass into that step, which then
+        would wait for the copy from its beginning.
+        """
+        self.stage.release()
+
     def poll(self) -> None:
         """Whether what is being written could be; after every step, without waiting for it.
 
@@ -227,8 +232,6 @@ class Background:
     def close(self) -> None:
         """Let what has begun end, and give the memory back."""
         self.thread.shutdown()
-        for hook in self.hooks:
-            hook.remove()
         self.stage.close()
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.callbacks import Callback
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
@@ -304,6 +305,35 @@ def test_what_is_cut_in_halves_comes_together(corpus: Path, tmp_path: Path) -> N
     assert_alike(fit_on(1, tmp_path / "other", one(corpus, 3)), weights_of(last))
 
 
+EVENTS: list[str] = []
+
+
+class NoteBackward(Callback):
+    """Say when gradients are there and when the optimizer has used them."""
+
+    def on_after_backward(self, *_: Any) -> None:
+        EVENTS.append("gradients")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        EVENTS.append("stepped")
+
+
+def test_forward_and_backward_pass_do_not_wait_for_a_copy(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning runs both within the optimizer's step; only what that changes has to wait."""
+    EVENTS.clear()
+    copy = Stage.copy
+    monkeypatch.setattr(Stage, "copy", lambda *given: (EVENTS.append("copy"), copy(*given)))
+    monkeypatch.setattr(Stage, "release", lambda stage: EVENTS.append("release"))
+    callbacks = [{"class_path": f"{__name__}.NoteBackward"}]
+    config = run_config(corpus, max_steps=6, callbacks=callbacks) | {"checkpoints": "sharded", "save_every_n_steps": 3}
+    fit(tmp_path, config)
+    at = EVENTS.index("copy")
+    assert EVENTS[at + 1] == "gradients"
+    assert "release" in EVENTS[at + 2 : EVENTS.index("stepped", at)]
+
+
 def test_machines_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that the first rank does not see is as good as none: nothing gets a checkpoint's name."""
     run = Run(tmp_path)
@@ -316,7 +346,7 @@ def test_machines_that_share_no_folder_are_told(tmp_path: Path, monkeypatch: pyt
         return found
 
     monkeypatch.setattr(ShardWriter, "write_data", elsewhere)
-    background = Background(run, CPU, [], lambda step: None)
+    background = Background(run, CPU, lambda step: None)
     background.save(1, run.last, lambda: {"state_dict": {"a": torch.ones(3)}, "optimizer_states": []})
     with pytest.raises(UserError, match="of another rank is not there; do all machines share it"):
         background.wait()
@@ -328,7 +358,7 @@ def test_a_second_checkpoint_waits_for_the_first(tmp_path: Path) -> None:
     """Its memory is the same; and each is what its tensors were when it was asked for, of which there may be others."""
     run, tensor = Run(tmp_path), torch.zeros(1000)
     run.last.parent.mkdir()
-    background = Background(run, CPU, [], lambda step: None)
+    background = Background(run, CPU, lambda step: None)
     for step in range(1, 6):
         tensor.fill_(step)
         others = {f"b{number}": torch.full((step,), float(number)) for number in range(step % 3)}
