@@ -6,6 +6,7 @@
       metrics.jsonl            one JSON object a line, see below
       quarantine.jsonl         damaged documents that were left out: step, rank, split, source, where, reason
       bad_steps/               batches of steps whose loss was no number or leapt, without their pictures
+      tensorboard/             the same numbers as curves, unless trainer.logger says otherwise
       heartbeats/              where each rank is, and rank-*.stack of those that hung
       checkpoints/last.ckpt    newest state, to resume from;  best.ckpt where an evaluation chose one;
                                step-00001000.ckpt where older ones are kept; sharded ones are folders of that name,
@@ -27,6 +28,7 @@ of training), ``positions`` and ``flops`` (both cumulative), and the named numbe
     train    loss  loss/<source>  balance  z  lr/<part>  positions_per_s  padding  images_per_row
              tflops  mfu      of a rank: FLOPs that the model needs, towers and active experts, none for recomputing,
                               and as a share of the card's best in bf16, where that is known
+             peak_gib         most memory that the first rank's GPU has held so far
              mix/documents/<source>  mix/rows/<source>  mix/text/<source>  mix/image/<source>  mix/positions/<source>
                                                                        realised shares since the start
              epochs/<source>                                           how often each source was read through
@@ -183,7 +185,7 @@ class Run:
         """Take away what a run wrote, for one that starts over in its folder; evaluations stay."""
         for path in (self.folder / "run.json", self.metrics, self.quarantine):
             path.unlink(missing_ok=True)
-        for folder in (self.last.parent, self.bad_steps):
+        for folder in (self.last.parent, self.bad_steps, self.folder / "tensorboard"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def about(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mm1.errors import UserError, at_least
 from mm1.model.build import build, read
 from mm1.model.mm1 import MM1
 
-BYTES = {"32-true": 4, "bf16-mixed": 4, "bf16-true": 2}
+BYTES = {"32-true": 4, "bf16-mixed": 4}
 
 
 @dataclass(frozen=True)

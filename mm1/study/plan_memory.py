@@ -51,7 +51,7 @@ class Memory:
         row_parts: ``row`` by part: decoder, pictures, loss.
         loss: Logits of one chunk and the gradient of the head.
         learned: Numbers that the optimizer here changes.
-        alone: Whether gradients are there before the backward pass, because an earlier micro-batch left them.
+        alone: Whether no earlier micro-batch has left gradients, which then are there before the backward pass.
     """
 
     weights: float

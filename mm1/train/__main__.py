@@ -17,6 +17,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -29,6 +30,7 @@ from mm1.train.callbacks import Progress, WatchSight
 from mm1.train.chance import Chance
 from mm1.train.checkpoints import Describe, Layout, SaveLast
 from mm1.train.datamodule import MM1Data
+from mm1.train.loggers import TensorBoard
 from mm1.train.memory import out_of_memory
 from mm1.train.metrics import Metrics, RunFolder
 from mm1.train.module import Objective
@@ -44,12 +46,12 @@ TRAINER = {
     "num_sanity_val_steps": 0,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
-    "logger": False,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class Door(LightningCLI):
@@ -119,6 +121,8 @@ class Door(LightningCLI):
         names = ["validate_every_n_steps", "save_every_n_steps", "trainer.log_every_n_steps"]
         names += ["trainer.accumulate_grad_batches"] + ["threads"] * (config.threads is not None)
         at_least(1, {name: config[name] for name in names})
+        if config.trainer.gradient_clip_val is not None:
+            at_least(0, {"trainer.gradient_clip_val": config.trainer.gradient_clip_val})
         self.anew = config.resume == "never"
         begun = not self.anew and (self.run_folder.folder / "run.json").exists()
         if begun and self.run_folder.about().get("finished"):
@@ -133,7 +137,7 @@ class Door(LightningCLI):
         try:
             self.config_init = self.parser.instantiate(self.config, instantiators=[(_on_meta, nn.Module, True)])
         except ValueError as error:  # what a constructor refuses; inside a union jsonargparse wraps it in its own words
-            raise UserError(sentence(error)) from None
+            raise _ours(error) or UserError(sentence(error)) from None
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
         self.trainer = self.instantiate_trainer()
 
@@ -152,10 +156,13 @@ class Door(LightningCLI):
         watch.append(Watchdog(config.hang_timeout_s))
         end = [Describe(model), Chance(), save, Preemption(save)]
         callbacks = [folder, metrics, *supply, Progress(), *watch, *given, *end]
+        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+            kwargs["logger"] = TensorBoard(self.run_folder.folder)
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise UserError(f"Lightning refuses the settings under trainer: {error}") from None
+        _check_learns(trainer)
         if not isinstance(trainer.strategy, Sharded):  # which reads for itself
             trainer.strategy.checkpoint_io = BothLayouts()
         return trainer
@@ -185,6 +192,33 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _save_last(config: Any) -> SaveLast:
     return SaveLast(config.save_every_n_steps, config.keep_last, config.keep_every_n_steps, config.checkpoints)
+
+
+def _check_learns(trainer: lightning.Trainer) -> None:
+    """Refuse ways of Lightning's that would run and learn something else than is said.
+
+    Raises:
+        UserError: A strategy that adds up gradients by its own rules or not at all; or a precision in which tokens are
+            counted in 8 bits, or gradients need a scale that whoever judges steps takes for a fault.
+    """
+    name = type(trainer.strategy).__name__
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | Sharded):
+        raise UserError(
+            f"trainer.strategy is {name}; expected auto, ddp, or class_path: mm1.train.strategy.Sharded, by which "
+            f"ranks share the model"
+        )
+    if trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision is {trainer.precision}; expected one of {', '.join(PRECISIONS)}, with model.weights: "
+            f"bfloat16 beside 32-true for weights of that type: counts and routers stay in fp32 then"
+        )
+
+
+def _ours(error: BaseException | None) -> UserError | None:
+    """What a constructor of ours said, without what jsonargparse says of other types that would have done."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _image_spec(model: Any) -> Any:

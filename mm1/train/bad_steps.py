@@ -22,7 +22,7 @@ from mm1.errors import UserError, at_least
 from mm1.model.stored import upgrade
 from mm1.runs import Run
 from mm1.train.callbacks import AfterSteps
-from mm1.train.checkpoints import BeforeSaving, settle
+from mm1.train.checkpoints import BeforeSaving, settle, write_file
 from mm1.train.masters import MasterAdamW
 from mm1.train.module import Objective
 
@@ -191,12 +191,17 @@ class BadSteps(AfterSteps, BeforeSaving):
     def _keep(self, pending: Pending, why: str) -> None:
         trainer, step = pending.trainer, pending.step
         folder = Run(trainer.default_root_dir).bad_steps
-        folder.mkdir(exist_ok=True)
         names = [field.name for field in fields(Batch) if field.name != "images_ICHW"]
         batches = [{name: getattr(batch.to("cpu"), name) for name in names} for batch in pending.micro_batches]
         losses = pending.losses.tolist()
         kept = {"step": step, "rank": trainer.global_rank, "why": why, "losses": losses, "micro_batches": batches}
-        torch.save(kept, folder / f"step-{step:08d}-rank-{trainer.global_rank}.pt")
+        try:
+            folder.mkdir(exist_ok=True)
+            fault = write_file(kept, folder / f"step-{step:08d}-rank-{trainer.global_rank}.pt")
+        except OSError as error:
+            fault = error.strerror
+        if fault is not None:  # what the loss has become is to be told first
+            log.warning("the batch of step %d cannot be kept in %s (%s)", step, folder, fault)
 
     def _stop_or_tell(self, trainer: lightning.Trainer, step: int, why: str) -> None:
         run = Run(trainer.default_root_dir)

@@ -113,7 +113,14 @@ class SaveLast(BetweenSteps):
             run = Run(trainer.default_root_dir)
             place = (trainer.global_rank, trainer.world_size)
             device = trainer.strategy.root_device
-            self.background = Background(run, device, trainer.optimizers, lambda step: self._prune(run, step), *place)
+            self.background = Background(run, device, lambda step: self._prune(run, step), *place)
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """What is being copied may be changed only then; gradients are there, so the step has hidden the copy."""
+        if self.background is not None:
+            self.background.before_change()
 
     def between(self, trainer: lightning.Trainer, step: int, last: bool) -> None:
         """Save when it is time."""
@@ -263,7 +270,7 @@ def save(trainer: lightning.Trainer, path: Path) -> None:
         background.save(trainer.global_step, path, lambda: _in_parts(trainer, _dumped), changing)
         return
     checkpoint = _dumped(trainer)
-    fault = _write(checkpoint, path) if trainer.is_global_zero else None
+    fault = write_file(checkpoint, path) if trainer.is_global_zero else None
     fault = trainer.strategy.broadcast(fault)  # so that none waits for a rank that has stopped
     if fault is not None:
         raise UserError(unwritten(path, checkpoint["global_step"], fault))
@@ -305,12 +312,12 @@ def _background(trainer: lightning.Trainer) -> Background | None:
     return next((saving.background for saving in trainer.callbacks if isinstance(saving, SaveLast)), None)  # type: ignore[attr-defined]
 
 
-def _write(checkpoint: dict[str, Any], path: Path) -> str | None:
+def write_file(content: dict[str, Any], path: Path) -> str | None:
     """Write a file through to the disk and only then give it its name; else leave nothing and say why."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -135,6 +135,8 @@ class Metrics(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the line of a validation."""
+        if trainer.sanity_checking:
+            return  # before training, which counts nothing yet
         values = {k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self._write(trainer, "val", values)
         self.restart_clock()
@@ -195,6 +197,7 @@ class Metrics(Callback):
             **self.rates,
             "positions_per_s": positions / max(1e-9, seconds),
             **_speed(spent / max(1e-9, seconds) / trainer.world_size / 1e12, module.device),
+            **_memory(module.device),
             **{f"seconds/{part}": value for part, value in self.clock.stop().items()},
             "data_wait": (waited_s - self.waited_s) / max(1e-9, seconds),
             "padding": 1 - counted / places,
@@ -243,7 +246,8 @@ class Metrics(Callback):
         cumulative = {"positions": int(self._positions()), "flops": sum(spent)}
         run = Run(trainer.default_root_dir)
         run.log(split, trainer.global_step, time_s=self.time_s if time_s is None else time_s, **cumulative, **values)
-        run.update(flops_parts={part: value / sum(spent) for part, value in zip(PARTS, spent, strict=True)})
+        whole = sum(spent) or 1.0  # nothing yet, where all that was read so far is damaged
+        run.update(flops_parts={part: value / whole for part, value in zip(PARTS, spent, strict=True)})
         plain = {f"{split}/{name}": value for name, value in values.items() if isinstance(value, float)}
         for logger in trainer.loggers:
             logger.log_metrics(plain, trainer.global_step)
@@ -268,7 +272,7 @@ def _losses(module: Objective, sources: tuple[str, ...]) -> dict[str, float]:
         if count:
             values[f"loss/{source}"] = loss / count
     if sums.load_LGE.numel():
-        values |= {"balance": balance / tokens, "z": z / tokens}
+        values |= {"balance": balance / max(1, tokens), "z": z / max(1, tokens)}
     return values
 
 
@@ -289,6 +293,11 @@ def _speed(tflops: float, device: torch.device) -> dict[str, float]:
     """FLOPs that the model needs, a second, and what share of the device's best they are, where that is known."""
     peak = peak_tflops(_device(device))
     return {"tflops": tflops} | ({} if peak is None else {"mfu": tflops / peak})
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """The most that a GPU has held so far, of which the host keeps account, so that nothing is waited for."""
+    return {"peak_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
 
 
 def _device(device: torch.device) -> str:

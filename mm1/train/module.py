@@ -306,7 +306,8 @@ class Objective(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log ``val/loss``, ``val/loss/<source>``, ``val/sight_gap`` and ``val/sight_gap/<source>``."""
         values = self.held_out.summary(self.over_ranks, self.device)
-        self.log_dict({f"val/{name}": value for name, value in values.items()})
+        named = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(named, logger=False)  # for callbacks; loggers get the line that is written
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule over the steps of this run.

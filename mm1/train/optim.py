@@ -117,7 +117,10 @@ class Scheduled(ABC):
     def _check(self) -> None:
         peak = 0.0 if self.lr == "law" else self.lr
         numbers = {"lr": peak, "weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps}
-        numbers |= {f"parts.{pattern}.start_step": rule.start_step for pattern, rule in self.parts.items()}
+        numbers["final_share"] = self.final_share
+        for pattern, rule in self.parts.items():
+            given = {name: value for name, value in vars(rule).items() if value is not None}
+            numbers |= {f"parts.{pattern}.{name}": value for name, value in given.items()}
         at_least(0, {f"model.optimizer.{name}": value for name, value in numbers.items()})
 
     def _ruled(self, model: MM1) -> Iterator[tuple[str, str, nn.Parameter, PartRule]]:
@@ -180,8 +183,16 @@ class AdamW(Scheduled):
         parameters = [parameter for group in groups for parameter in group["params"]]
         plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
         if plain and self.states == "float32":
-            return torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps)
+            optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps)
+            optimizer.register_load_state_dict_post_hook(_count_apart)
+            return optimizer
         return MasterAdamW(groups, lr=peak, betas=self.betas, eps=self.eps, states=self.states, masters=self.masters)
+
+
+def _count_apart(optimizer: torch.optim.Optimizer) -> None:
+    """Let each parameter count its steps, as torch does it: what :class:`MasterAdamW` saved is one count for all."""
+    for state in optimizer.state.values():
+        state["step"] = state["step"].clone()
 
 
 def check_resumes(found: list[dict[str, Any]], optimizer: torch.optim.Optimizer, origin: object) -> None:

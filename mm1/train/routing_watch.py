@@ -59,7 +59,10 @@ class RoutingWindow:
             return {}
         flat = over_ranks(torch.cat([part.flatten() for part in self.sums])).cpu()
         read = flat.split([part.numel() for part in self.sums])
-        line = self._line(*(a.view_as(b).numpy() for a, b in zip(read, self.sums, strict=True)))
+        load_LGE, gauges_LGN, together_LEE = (a.view_as(b).numpy() for a, b in zip(read, self.sums, strict=True))
+        if not gauges_LGN[..., 0].any():
+            return {}  # no tokens, since all that was read is damaged: the next line tells of these steps too
+        line = self._line(load_LGE, gauges_LGN, together_LEE)
         steps, self.steps = self.steps, 0
         return {"steps": steps, "layers": self.layers, **line}
 

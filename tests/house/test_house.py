@@ -43,6 +43,8 @@ ADDRESSES = {
     "gradio": ["eval/serve/"],
     "peft": ["mm1/train/lora.py"],
     "torchao": ["mm1/train/float8.py"],
+    "tensorboardX": ["mm1/train/loggers.py"],
+    "trackio": ["mm1/train/loggers.py"],
     "ray": ["data_pipelines/engines.py"],
     "lm_eval": ["eval/adapters/lm.py"],
     "lmms_eval": ["eval/adapters/lmms.py"],

@@ -97,6 +97,18 @@ def test_nan_stops_the_run_before_it_reaches_the_weights(corpus: Path, tmp_path:
     assert not about["finished"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_batch_that_cannot_be_kept_hides_nothing(corpus: Path, tmp_path: Path, caplog) -> None:
+    run = Run(tmp_path)
+    run.bad_steps.mkdir()
+    for name in ("step-00000008-rank-0.pt", "step-00000008-rank-0.pt.tmp"):
+        (run.bad_steps / name).symlink_to("/dev/full")
+    with pytest.raises(UserError, match="the loss of step 8 is nan"):
+        fit(tmp_path, damaged(corpus, "stop"))
+    assert "the batch of step 8 cannot be kept" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
 def test_a_skipped_step_changes_nothing_and_training_goes_on(corpus: Path, tmp_path: Path) -> None:
     run = fit(tmp_path, damaged(corpus, "skip", passes=True))
     assert [path.name for path in run.bad_steps.iterdir()] == ["step-00000008-rank-0.pt"]

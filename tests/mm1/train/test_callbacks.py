@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 
+from mm1.batch import IGNORE, Batch
 from mm1.data.tokenizer import Tokenizer
 from mm1.model.mm1 import MM1
 from mm1.train.callbacks import _span
+from mm1.train.metrics import _memory
 from tests.conftest import ROW_TOKENS, fit, run_config
 
 
@@ -100,3 +104,33 @@ def test_blindness_is_warned_of(corpus: Path, tmp_path: Path, caplog) -> None:
 @pytest.mark.parametrize(("seconds", "told"), [(7.9, "7 s"), (61, "1 min 01 s"), (7265, "2 h 01 min")])
 def test_time_left(seconds: float, told: str) -> None:
     assert _span(seconds) == told
+
+
+def test_a_check_of_validation_before_training_is_no_line(corpus: Path, tmp_path: Path) -> None:
+    run = fit(tmp_path / "run", run_config(corpus, max_steps=2, num_sanity_val_steps=1))
+    assert [line["step"] for line in run.history()] == [2]
+
+
+def test_a_step_of_which_nothing_could_be_read_has_a_line(corpus: Path, tmp_path: Path) -> None:
+    """As where a step is a row and its one document is damaged: no targets, no positions, no FLOPs."""
+    config = run_config(corpus, experts=4, max_steps=3, log_every_n_steps=1)
+    config["trainer"]["callbacks"] = [named(f"{__name__}.AllDamaged")]
+    run = fit(tmp_path / "run", config)
+    assert [line["loss"] for line in run.history("train")] == [0.0] * 3
+    assert [line["balance"] for line in run.history("train")] == [0.0] * 3
+    assert run.about()["flops_parts"] == {"vision": 0.0, "connector": 0.0, "decoder": 0.0}
+
+
+class AllDamaged(Callback):
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, *_: Any) -> None:
+        batch.window_targets = batch.window_tokens = 0
+        batch.targets_BT.fill_(IGNORE)
+        batch.images_ICHW = batch.images_ICHW[:0]
+        for tensor in (batch.tokens_BT, batch.segments_BT, batch.positions_BT):
+            tensor.zero_()
+
+
+def test_a_gpu_says_what_it_has_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    assert _memory(torch.device("cuda", 1)) == {"peak_gib": 1.5}
+    assert _memory(torch.device("cpu")) == {}

@@ -67,6 +67,9 @@ EVALUATE = [
 ]
 
 
+OTHER_STRATEGY = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
+
+
 def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     *parents, last = path.split("/")
     node = tree
@@ -101,6 +104,20 @@ def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ),
         ("model/model/init_args/decoder/init_args/layers", 0, r"decoder\.init_args\.layers is 0; expected at least 1"),
         ("model/model/init_args/vision/init_args/heads", 5, r"timm cannot build vit_tiny_patch16_224 with .*heads"),
+        (
+            "model/optimizer/parts",
+            {"vision": {"lr": -1.0}},
+            r"model\.optimizer\.parts\.vision\.lr is -1\.0; expected at",
+        ),
+        (
+            "model/optimizer/parts",
+            {"vision": {"lr_scale": -1.0}},
+            r"parts\.vision\.lr_scale is -1\.0; expected at least 0",
+        ),
+        ("model/optimizer/final_share", -0.1, r"model\.optimizer\.final_share is -0\.1; expected at least 0"),
+        ("trainer/gradient_clip_val", -1.0, r"trainer\.gradient_clip_val is -1\.0; expected at least 0"),
+        ("trainer/strategy", OTHER_STRATEGY, r"trainer\.strategy is ModelParallelStrategy; expected auto, ddp, or"),
+        ("trainer/precision", "bf16-true", r"trainer\.precision is bf16-true; expected one of 32-true, bf16-mixed"),
         ("data/rows_per_step", 0, r"data\.rows_per_step is 0; expected at least 1"),
         ("data/look_ahead", 0, r"data\.look_ahead is 0; expected at least 1"),
         ("data/workers", -1, r"data\.workers is -1; expected at least 0"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mm1.errors import UserError
 from mm1.model.build import build
 from mm1.model.count import parameters
 from mm1.model.mm1 import MM1
+from mm1.train.masters import MasterAdamW
 from mm1.train.optim import AdamW, PartRule, decays, law
 from tests.conftest import tiny_model
 
@@ -152,3 +155,32 @@ def test_fine_tuning_can_spare_or_choose_the_experts(model: MM1, rules, learns) 
     found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert found == {name for name, _ in model.named_parameters() if learns(name)}
     assert 0 < len(found) < len(list(model.parameters()))
+
+
+def test_one_count_for_all_becomes_one_for_each() -> None:
+    """What a GPU saved goes on on a CPU as if it had been saved there."""
+
+    def parameters() -> list[torch.nn.Parameter]:
+        return [torch.nn.Parameter(torch.full((3,), float(n + 1))) for n in range(4)]
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = parameter.detach().sin()
+        optimizer.step()
+
+    numbers: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8}
+    theirs, ours = parameters(), parameters()
+    torchs = AdamW(lr=0.1).made([{"params": theirs, "weight_decay": 0.1, "lr": 0.1}], 0.1)
+    saved = MasterAdamW([{"params": ours, "weight_decay": 0.1}], lr=0.1, **numbers)
+    for optimizer in (torchs, saved):
+        step(optimizer)
+    again = AdamW(lr=0.1).made([{"params": ours, "weight_decay": 0.1, "lr": 0.1}], 0.1)
+    buffer = io.BytesIO()
+    torch.save(saved.state_dict(), buffer)
+    buffer.seek(0)
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    for optimizer in (torchs, again):
+        step(optimizer)
+    assert [state["step"].item() for state in again.state.values()] == [2.0] * 4
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
