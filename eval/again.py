@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,12 @@ from eval.store import LEAKS, Answer, key
 from eval.task import Query, Task
 from mm1.errors import UserError
 from mm1.runs import read_object, read_scores
+
+# Warnings that are of the answers and not of the benchmark's files: they are counted anew.
+COUNTED = re.compile(
+    r"\d+ of \d+ (?:answers are|questions lack turns|pictures have not)|in \d+ of \d+ there was no|CIDEr over n ="
+)
+WAIT = "answers wait for a judge"
 
 
 def once(answers: Sequence[Answer], path: Path) -> None:
@@ -100,4 +107,9 @@ def beside(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     scored = path.with_name("scores.json")
     scores = read_scores(scored) if scored.exists() else {"tasks": {}}
     tasks = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
+    for name, task in tasks.items():
+        known = scores["tasks"].get(name, {}).get("warnings") or []
+        judged = any(at["sighted"] is not None for at in task["shots"].values())
+        kept = [told for told in known if not COUNTED.match(told) and not (judged and told.startswith(WAIT))]
+        task["warnings"] = list(dict.fromkeys([*kept, *task["warnings"]]))
     return {**scores, "format": FORMAT, "tasks": tasks}

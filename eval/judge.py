@@ -80,7 +80,10 @@ class Wording:
             UserError: Which, and those there are.
         """
         for kind, text in vars(self).items():
-            names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            try:
+                names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+            except ValueError as error:
+                raise UserError(f"{kind} cannot be filled in ({error}); expected {{{{ and }}}} for braces") from None
             if unknown := names - NAMES:
                 raise UserError(f"{kind} has {{{min(unknown)}}}; expected {', '.join(sorted(NAMES))} in braces")
 
@@ -94,7 +97,13 @@ class Command:
     """
 
     def __init__(self, command: str, timeout_s: float = 120.0) -> None:
-        self.name, self.words, self.timeout_s = command, shlex.split(command), timeout_s
+        try:
+            self.words = shlex.split(command)
+        except ValueError as error:
+            raise UserError(f"command is {command!r:.60} ({error}); expected a program and arguments") from None
+        if not self.words:
+            raise UserError("command is empty; expected a program and arguments")
+        self.name, self.timeout_s = command, timeout_s
 
     def __call__(self, prompt: str) -> str:
         """Its output."""

@@ -185,7 +185,7 @@ def _cell(parts: Sequence[Part], found: Mapping[str, tuple[Any, Any]], shots: in
             texts.append(NONE)
             continue
         scores, at = found[task]
-        value = at.get("also", {}).get("sighted", {}).get(part.also) if part.also else at["sighted"]
+        value = at.get("also", {}).get("sighted", {}).get(part.also) if part.also else at.get("sighted")
         texts.append(NONE if value is None else number(value))
         marks |= dict.fromkeys(_marks(part, task, scores, at, shots, kind))
         dropped |= bool(at.get("dropped"))
@@ -194,7 +194,7 @@ def _cell(parts: Sequence[Part], found: Mapping[str, tuple[Any, Any]], shots: in
 
 def _task(part: Part, found: Mapping[str, tuple[Any, Any]]) -> str | None:
     """The task of the published split where it is scored, else the first that has a number, asked as published."""
-    fits = [name for name in found if re.fullmatch(part.tasks, name) and found[name][1]["sighted"] is not None]
+    fits = [name for name in found if re.fullmatch(part.tasks, name) and found[name][1].get("sighted") is not None]
     fits.sort(key=lambda name: name.endswith(CIRCULAR) != part.published.endswith(CIRCULAR))
     exact = sorted((name for name in fits if name.removesuffix("-ocr") == part.published), key=len)
     return next(iter([*exact, *fits]), None)

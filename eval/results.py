@@ -70,7 +70,8 @@ def grade(file: Path, data: Data, name: str) -> dict[str, Any]:
         )
     found = read_json(file, f"the results of {name}")
     if not isinstance(found, list) or not found:
-        raise UserError(f"{file} holds a {type(found).__name__}; expected a list of results, one of every question")
+        kind = "no result" if found == [] else f"a {type(found).__name__}"
+        raise UserError(f"{file} holds {kind}; expected a list of results, one of every question")
     [key] = _check_named(task)
     queries = {str(_key(query, task)[key]): query for query in task.queries}
     answers: dict[str, Answer] = {}

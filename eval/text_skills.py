@@ -151,11 +151,16 @@ def run(
         raise UserError("neither documents nor questions are given; expected one of them (--documents, --questions)")
     texts = read_documents(documents)[: asked.limit] if documents else []
     put = read_questions(questions)[: asked.limit] if questions else []
-    measured = []
+    measured, spelled = [], set()
     for checkpoint in checkpoints:
         assistant = mm1.load(checkpoint, device=device, dtype=dtype)
+        spelled.add(assistant.tokenizer.fingerprint)
         measured.append(measure(assistant, texts, put, asked, _label(checkpoint)))
-    return record(checkpoints, measured, asked)
+    found = record(checkpoints, measured, asked)
+    if len(spelled) > 1 and found["change"]:  # tokens of another tokenizer are longer or shorter
+        found["change"].pop("perplexity", None)
+        found["warnings"] = ["the tokenizers differ: perplexities a token do not compare, bits a byte do"]
+    return found
 
 
 def read_documents(path: Path) -> list[tuple[str, str]]:
@@ -238,7 +243,7 @@ def told(found: dict[str, Any]) -> str:
         for line in lines[1:]:
             name = next(name for name, title in NUMBERS.items() if title == line[0])
             line.append(_spell(found["change"].get(name), sign=True))
-    return "\n".join(aligned(lines))
+    return "\n".join([*aligned(lines), *found.get("warnings", ())])
 
 
 NUMBERS = {

@@ -116,7 +116,16 @@ def read_scores(path: Path) -> dict[str, Any]:
     scores = read_object(path, "scores written by mm1-eval")
     if not isinstance(scores.get("tasks"), dict):
         raise UserError(f"{path} has no tasks; expected scores written by mm1-eval")
+    for name, task in scores["tasks"].items():
+        shots = task.get("shots") if isinstance(task, dict) else None
+        if not isinstance(shots, dict) or not all(map(_is_scored, shots.items())):
+            raise UserError(f"{path} has no scores of {name} by shots; expected scores written by mm1-eval")
     return scores
+
+
+def _is_scored(shots: tuple[str, Any]) -> bool:
+    count, at = shots
+    return count.isdecimal() and isinstance(at, dict) and isinstance(at.get("sighted"), int | float | None)
 
 
 def score_files(path: Path) -> list[Path]:

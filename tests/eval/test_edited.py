@@ -135,6 +135,17 @@ def test_a_kill_between_two_files_overwrites_no_answer_set_aside(tmp_path: Path,
     assert [found["id"] for found in begun(tmp_path, "other").found.values()] == ["2"]
 
 
+def test_what_a_reader_must_know_of_the_files_outlives_scoring_again(door: Door, data: Path, out: Path) -> None:
+    scores = json.loads((out / "scores.json").read_text())
+    lost = "1 of 6 questions left out, their pictures are missing"
+    before = scores["tasks"]["captions/mini"]["warnings"]
+    scores["tasks"]["captions/mini"]["warnings"] = [lost, "3 of 6 answers are empty", *before]
+    (out / "scores.json").write_text(json.dumps(scores))
+    told = door("score", out / "answers.jsonl")[1]
+    assert f"captions/mini: {lost}" in told
+    assert json.loads((out / "scores.json").read_text())["tasks"]["captions/mini"]["warnings"] == [lost, *before]
+
+
 def test_the_judge_stays_named_where_a_judged_run_is_run_again(
     model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, out: Path
 ) -> None:

@@ -206,6 +206,9 @@ def test_braces_in_an_answer_stay_what_they_are() -> None:
         (["--command", "no-such-program"], "the judge 'no-such-program' failed"),
         (["--command", "false"], "the judge 'false' failed"),
         (["--command", "x", "--at_once", "0"], "at_once is 0"),
+        (["--command", ""], "command is empty; expected a program"),
+        (["--command", 'say "8 9'], "(No closing quotation); expected a program"),
+        (["--command", "x", "--mm_vet", "{"], "mm_vet cannot be filled in (Single '{' encountered"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(

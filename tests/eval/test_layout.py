@@ -141,6 +141,20 @@ def test_a_judge_and_what_is_missing_are_marked(tmp_path: Path) -> None:
         assert f"{name} read by umpire at home, published by GPT-4, in other words" in text
 
 
+@pytest.mark.parametrize(
+    "tasks",
+    ["[]", '{"mme": 1}', '{"mme": {}}', '{"mme": {"shots": {"x": {}}}}', '{"mme": {"shots": {"0": {"sighted": ""}}}}'],
+)
+def test_scores_that_are_none_are_told(tmp_path: Path, tasks: str) -> None:
+    (tmp_path / "scores.json").write_text(f'{{"tasks": {tasks}}}')
+    with pytest.raises(
+        UserError, match=r"scores\.json has no (tasks|scores of mme by shots); expected scores written by"
+    ):
+        layout([("Ours", tmp_path)], "sft")
+    (tmp_path / "scores.json").write_text('{"tasks": {"mme": {"n": 1, "shots": {"0": {}}}}}')
+    assert cells(layout([("Ours", tmp_path)], "sft"), "Ours") == []
+
+
 def test_csv_has_numbers_alone_and_notes_in_a_column(tmp_path: Path) -> None:
     dropped = {"sighted": 90, "dropped": {"answers": 1, "demonstrations": 2}}
     folder = scored(tmp_path, {"coco/karpathy-test": {"8": dropped}, "nocaps/val": {"8": {"sighted": 80}}})

@@ -14,9 +14,10 @@ import torch
 
 import mm1
 from eval.__main__ import main
-from eval.text_skills import Asked, Measured, measure, read_documents, read_questions, record, told
+from eval.text_skills import Asked, Measured, measure, read_documents, read_questions, record, run, told
+from mm1.data.tokenizer import Tokenizer, train
 from mm1.infer.assistant import Assistant
-from tests.eval.conftest import ROOT, write_rows
+from tests.eval.conftest import LINES, ROOT, write_rows
 
 TEXT = "Question: what colour is this?\n\nShort answer: red\n\na green picture\n"
 
@@ -129,6 +130,20 @@ def test_the_door_measures_two_checkpoints_on_the_same(
     found = json.loads(out.read_text())
     assert found["models"][0] == found["models"][1]
     assert np.allclose(found["change"]["perplexity"], 0)
+
+
+def test_perplexities_of_other_tokens_are_not_subtracted(checkpoint: Path, tmp_path: Path) -> None:
+    """Half as many tokens for the same text are not twice as hard to say."""
+    kept = torch.load(checkpoint, weights_only=True)
+    other = tmp_path / "other.ckpt"
+    tokenizer = Tokenizer.from_bytes(train(["green dako"] * 40 + LINES, 310)).proto
+    torch.save({**kept, "mm1": {**kept["mm1"], "tokenizer": tokenizer}}, other)
+    (tmp_path / "held.txt").write_text("a green picture")
+    both = [str(checkpoint), str(other)]
+    found = run(both, tmp_path / "held.txt", None, Asked())
+    assert set(found["change"]) == {"bits_per_byte"}
+    assert told(found).splitlines()[-1] == "the tokenizers differ: perplexities a token do not compare, bits a byte do"
+    assert "perplexity" in run([both[0], both[0]], tmp_path / "held.txt", None, Asked())["change"]
 
 
 @pytest.mark.parametrize(
