@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mm1.errors import UserError
-from mm1.runs import read_json
+from mm1.runs import SURROGATE, read_json
 
 ID = (int, str)  # types of an id
 DEPTH = 4  # folders below the data folder in which annotation files are looked for
@@ -155,6 +155,25 @@ def check_row(row: Any, fields: Mapping[str, type | tuple[type, ...]], path: Pat
             raise UserError(f"{path}: {where} has {name} = {row[name]!r:.60}; expected {kinds}")
 
 
+def check_claims(found: Mapping[str, Any], path: Path, wanted: Mapping[str, str], where: str = "") -> None:
+    """Refuse a file, or a row of one, that says of itself that it is another's.
+
+    Args:
+        found: What it says.
+        path: The file.
+        wanted: By field what it must begin with; a field that is not there, or no text, says nothing.
+        where: Which row.
+
+    Raises:
+        UserError: The first field that says something else.
+    """
+    for name, begin in wanted.items():
+        if isinstance(said := found.get(name), str) and said and not said.startswith(begin):
+            raise UserError(
+                f"{path}{where and f': {where}'} has {name} {said!r:.60}; expected {begin!r}, as its name says"
+            )
+
+
 def strings(values: Any, path: Path, where: str) -> tuple[str, ...]:
     """A list of texts, such as reference answers.
 
@@ -173,6 +192,8 @@ def check_ids(ids: Iterable[str], path: Path) -> None:
         UserError: The id.
     """
     for id, count in Counter(ids).items():
+        if SURROGATE.search(id):
+            raise UserError(f"{path} has id {id!r}; expected Unicode text")
         if count > 1:
             raise UserError(f"{path} has id {id} on {count} questions; expected every id once")
 

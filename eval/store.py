@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from mm1.errors import UserError
-from mm1.runs import json_lines, read_object, write_json
+from mm1.runs import json_lines, read_object, spelled, write_json
 
 Answer = dict[str, Any]  # docs/house.md, Scores, says what is in one
 Key = tuple[str, int, str, str, int]
@@ -184,7 +184,7 @@ def unfinished(answers: Sequence[Answer], path: Path) -> dict[str, str]:
 
 
 def _line(answer: Answer) -> str:
-    return json.dumps(answer, ensure_ascii=False) + "\n"
+    return spelled(answer) + "\n"
 
 
 def _whole_lines(path: Path) -> list[Answer]:

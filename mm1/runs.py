@@ -61,6 +61,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ from typing import Any
 from mm1.errors import UserError
 
 FORMAT = 1
+SURROGATE = re.compile("[\ud800-\udfff]")
 DEAD = 0.01  # of an even share: an expert that gets less is taken for dead
 
 
@@ -77,8 +79,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    temporary.write_text(spelled(value, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def spelled(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that UTF-8 can hold: half a surrogate pair, which a file may escape, stays escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if text.isascii() or not SURROGATE.search(text) else json.dumps(value, indent=indent)
 
 
 def read_json(path: Path, what: str) -> Any:

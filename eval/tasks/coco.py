@@ -6,6 +6,7 @@ pictures are what MM1 and others report.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,9 @@ def coco_captions(data: Data, file: Path, benchmarks: tuple[str, ...], folders: 
     if unknown := captions.keys() - {str(row["id"]) for row in kept}:
         raise UserError(f"{file} has captions for picture {min(unknown)}; expected only pictures among its images")
     folder = file.stem.rpartition("_")[2]
+    for row in kept:
+        if re.match("COCO_[a-z]+2014_", row["file_name"]) and not row["file_name"].startswith(f"COCO_{folder}_"):
+            raise UserError(f"{file} has picture {row['file_name']}; expected those of {folder}, as its name says")
     pictures = data.placed(benchmarks, file, [_names(row, folder) for row in kept], folders)
     queries = []
     for row, picture in zip(kept, pictures, strict=True):

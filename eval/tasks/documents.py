@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.files import ID, Data, check_ids, rows, strings
+from eval.files import ID, Data, check_claims, check_ids, rows, strings
 from eval.metrics.vqa import majority
 from eval.task import Offer, Query, Task, source
 from mm1.errors import UserError
+from mm1.runs import read_object
 
 NAME = r"(spdocvqa_qas_|infographicsVQA_)?({split})_v1\.0(_withQT)?\.json"
 FOLDERS = {
@@ -65,7 +66,11 @@ def _task(data: Data, name: str, path: Path, train: Path | None) -> Task:
 def _queries(data: Data, path: Path) -> tuple[Query, ...]:
     benchmark = _benchmark(path)
     field = "image_local_name" if benchmark == "infovqa" else "image"
-    found = list(rows(path, "data", {"questionId": ID, "question": str, field: str}))
+    about, split = read_object(path, "questions about documents"), _parts(path)[1]
+    check_claims(about, path, {"dataset_split": split})
+    found = list(rows(path, "data", {"questionId": ID, "question": str, field: str}, about))
+    for row in found:
+        check_claims(row, path, {"data_split": split}, f"question {row['questionId']}")
     names = [[row[field], Path(row[field]).name] for row in found]
     pictures = data.placed([benchmark], path, names, FOLDERS[benchmark])
     check_ids((str(row["questionId"]) for row in found), path)

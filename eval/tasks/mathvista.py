@@ -79,7 +79,8 @@ def _query(row: dict[str, Any], picture: Path, path: Path) -> Query:
     metadata = metadata if isinstance(metadata, dict) else {}
     groups = [row["question_type"], row["answer_type"]]
     groups += [str(metadata[name]) for name in ("task", "context") if metadata.get(name)]
-    groups += [str(skill) for skill in metadata.get("skills") or ()]
+    skills = metadata.get("skills")
+    groups += [str(skill) for skill in skills] if isinstance(skills, list) else []
     about = {
         "question_type": row["question_type"],
         "answer_type": row["answer_type"],

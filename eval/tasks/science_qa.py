@@ -39,6 +39,8 @@ def _queries(data: Data, path: Path, rows: dict[str, Any], ids: dict[str, Any], 
         raise UserError(f"{path.with_name('pid_splits.json')} has no list {split}; expected the ids of its questions")
     if unknown := [id for id in ids[split] if str(id) not in rows]:
         raise UserError(f"{path} lacks question {unknown[0]} of {split}; expected all of pid_splits.json")
+    for id in map(str, ids[split]):
+        check_row(rows[id], FIELDS, path, f"question {id}")
     chosen = {str(id): rows[str(id)] for id in ids[split] if rows[str(id)].get("image")}
     names = [[f"{split}/{id}/{row['image']}", f"{id}/{row['image']}"] for id, row in chosen.items()]
     pictures = data.placed(["scienceqa", "scienceqa-img"], path, names, "images scienceqa scienceqa/images data")
@@ -46,7 +48,6 @@ def _queries(data: Data, path: Path, rows: dict[str, Any], ids: dict[str, Any], 
 
 
 def _query(id: str, row: Any, picture: Path, path: Path) -> Query:
-    check_row(row, FIELDS, path, f"question {id}")
     choices = strings(row["choices"], path, f"choices of question {id}")
     if not 0 <= row["answer"] < len(choices):
         raise UserError(f"{path}: question {id} has answer {row['answer']} of {len(choices)} choices")

@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.files import Data, rows, strings
+from eval.files import Data, check_claims, rows, strings
 from eval.task import Offer, Query, Task, source
-from mm1.errors import UserError
 from mm1.runs import read_object
 
 FILES = r"TextCaps_0\.1_(train|val|test)\.json"
@@ -37,10 +36,11 @@ def _task(data: Data, split: str) -> Task:
 
 def _read(data: Data, file: Path) -> tuple[Query, ...]:
     found = read_object(file, "a file of TextCaps")
-    if (name := found.get("dataset_name", "textcaps")) != "textcaps":
-        raise UserError(f"{file} has dataset_name {name!r}; expected 'textcaps'")
+    split = file.stem.rpartition("_")[2]
+    check_claims(found, file, {"dataset_name": "textcaps", "dataset_version": "0.1", "dataset_type": split})
     by_picture: dict[str, list[Any]] = {}
     for row in rows(file, "data", {"image_id": str}, found):
+        check_claims(row, file, {"set_name": split}, f"picture {row['image_id']}")
         by_picture.setdefault(row["image_id"], []).append(row)
     closed = file.stem.endswith("test")
     folder = "test_images" if closed else "train_images"

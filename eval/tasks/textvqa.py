@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.files import ID, Data, check_ids, rows, strings
+from eval.files import ID, Data, check_claims, check_ids, rows, strings
 from eval.metrics.vqa import majority
 from eval.task import Offer, Query, Task, source
 from mm1.errors import UserError
@@ -59,10 +59,12 @@ def _task(data: Data, split: str, suffix: str) -> Task:
 
 def _read(data: Data, file: Path, hints: Path | None) -> tuple[Query, ...]:
     found = read_object(file, "a file of TextVQA")
-    if (name := found.get("dataset_name", "textvqa")) != "textvqa":
-        raise UserError(f"{file} has dataset_name {name!r}; expected 'textvqa'")
+    split = file.stem.rpartition("_")[2]
+    check_claims(found, file, {"dataset_name": "textvqa", "dataset_version": "0.5", "dataset_type": split})
     asked = list(rows(file, "data", {"question_id": ID, "image_id": str, "question": str}, found))
     check_ids((str(row["question_id"]) for row in asked), file)
+    for row in asked:
+        check_claims(row, file, {"set_name": split}, f"question {row['question_id']}")
     tokens = _tokens(hints) if hints else {}
     folder = "test_images" if file.stem.endswith("test") else "train_images"
     names = [(f"{folder}/{row['image_id']}.jpg", f"{row['image_id']}.jpg") for row in asked]

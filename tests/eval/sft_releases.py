@@ -194,7 +194,9 @@ def documents(folder: Path) -> None:
     write_json(folder / "docvqa/val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": data})
     train = [{**data[0], "questionId": 1, "image": "documents/2.png", "data_split": "train"}]
     write_json(folder / "docvqa/train_v1.0_withQT.json", {"data": train})
-    hidden = [{name: value for name, value in row.items() if name != "answers"} for row in data]
+    hidden = [
+        {name: value for name, value in row.items() if name != "answers"} | {"data_split": "test"} for row in data
+    ]
     write_json(folder / "docvqa/test_v1.0.json", {"data": hidden})
     info = [
         {"questionId": 20 + at, "question": f"How much is {at}?", "image_local_name": f"{at}.jpeg"}

@@ -222,6 +222,42 @@ OKA = "okvqa/mscoco_val2014_annotations.json"
         (
             "textvqa/val",
             "textvqa/TextVQA_0.5.1_val.json",
+            lambda v: v.update(dataset_type="train"),
+            "has dataset_type 'train'; expected 'val', as its name says",
+        ),
+        (
+            "textvqa/val",
+            "textvqa/TextVQA_0.5.1_val.json",
+            lambda v: v.update(dataset_version="0.4"),
+            r"dataset_version '0\.4'; expected '0\.5'",
+        ),
+        (
+            "textvqa/val",
+            "textvqa/TextVQA_0.5.1_val.json",
+            lambda v: v["data"][2].update(set_name="train"),
+            "question 512 has set_name 'train'; expected 'val'",
+        ),
+        (
+            "textcaps/val",
+            "textcaps/TextCaps_0.1_val.json",
+            lambda v: v["data"][9].update(set_name="train"),
+            "picture 21d has set_name 'train'; expected 'val'",
+        ),
+        (
+            "coco/val2014",
+            "coco/annotations/captions_val2014.json",
+            lambda v: v["images"][1].update(file_name="COCO_train2014_000000000801.jpg"),
+            "has picture COCO_train2014_000000000801.jpg; expected those of val2014",
+        ),
+        (
+            "textvqa/val",
+            "textvqa/TextVQA_0.5.1_val.json",
+            lambda v: v["data"][1].update(question_id="\ud83d"),
+            "expected Unicode text",
+        ),
+        (
+            "textvqa/val",
+            "textvqa/TextVQA_0.5.1_val.json",
             lambda v: v["data"][1].pop("answers"),
             "question 511: answers",
         ),

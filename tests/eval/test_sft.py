@@ -243,6 +243,15 @@ def _docvqa_half(folder: Path) -> None:
     path.write_text(path.read_text().replace('"answers": ["The Dako", "dako"], ', "", 1))
 
 
+def _docvqa_train(folder: Path) -> None:
+    shutil.copy(folder / "docvqa/train_v1.0_withQT.json", folder / "docvqa/val_v1.0_withQT.json")
+
+
+def _science_row(folder: Path) -> None:
+    path = next(folder.rglob("problems.json"))
+    write_json(path, {**json.loads(path.read_text()), "1": 1.5})
+
+
 def _pope_twice(folder: Path) -> None:
     picture(folder / "other/x.png", 1)
     shutil.copy(folder / "pope/coco_pope_random.json", folder / "other/coco_pope_random.json")
@@ -268,6 +277,8 @@ def _pope_twice(folder: Path) -> None:
         (releases.llava_bench, _bench_context, "has nothing for question 1 about 001.jpg"),
         (releases.mm_vet, _vet_skills, "expected also capability"),
         (releases.documents, _docvqa_half, "answers to some questions only"),
+        (releases.documents, _docvqa_train, "question 1 has data_split 'train'; expected 'val', as its name says"),
+        (releases.science_qa, _science_row, "question 1 has float; expected also question, choices, answer"),
     ],
 )
 def test_a_file_of_the_wrong_shape_is_one_sentence(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.store import Answers
+from mm1.runs import write_json
 
 
 def answer(id: str) -> dict[str, Any]:
@@ -31,6 +32,15 @@ def test_another_question_sets_answers_aside_and_the_first_finds_them_again(tmp_
     again.add([answer("4")])
     assert [found["id"] for found in begun(tmp_path, "other").found.values()] == ["3"]
     assert len(begun(tmp_path, "first").found) == 3
+
+
+def test_half_a_surrogate_pair_is_kept_as_it_was_escaped(tmp_path):
+    """A file may escape one; UTF-8 cannot hold it."""
+    answers = begun(tmp_path, "first")
+    answers.add([{**answer("1"), "references": ["\ud83d", "é"]}, answer("2")])
+    write_json(tmp_path / "scores.json", {"seen": "\ud83d"})
+    assert begun(tmp_path, "first").found == answers.found
+    assert "é" not in (tmp_path / "answers.jsonl").read_text()
 
 
 def test_what_is_refused_before_it_begins_moves_nothing(tmp_path):
