@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -31,6 +32,7 @@ from eval.similar import Similar
 from eval.store import SCORED, Answer, Answers, Key, fingerprint, key
 from eval.task import Kind, Query, Task, discover
 from mm1.data.tokenizer import Tokenizer
+from mm1.errors import UserError
 from mm1.infer.assistant import Dtype, cast, check_dtype
 from mm1.infer.decoding import GREEDY
 from mm1.infer.engine import Engine
@@ -172,8 +174,9 @@ def run(
     found = evaluate(model, tokenizer, tasks, settings, answers, progress=True, shared=shared, engine=engine)
     about = {"format": FORMAT, "checkpoint": str(checkpoint), "dtype": dtype_of(model)}
     scores = {**about, "settings": asdict(settings), "overlap": shared.record() if shared else None, "tasks": found}
-    if judge := (read_object(out / SCORED, "scores") if (out / SCORED).exists() else {}).get("judge"):
-        scores["judge"] = judge  # whose opinions stand beside the answers that were there
+    with suppress(UserError):  # there are none yet, or they are damaged
+        if judge := read_object(out / SCORED, "scores").get("judge"):
+            scores["judge"] = judge  # whose opinions stand beside the answers that were there
     write_json(out / SCORED, scores)
     return scores
 

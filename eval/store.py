@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,8 +16,14 @@ from mm1.runs import json_lines, read_object, spelled, write_json
 Answer = dict[str, Any]  # docs/house.md, Scores, says what is in one
 Key = tuple[str, int, str, str, int]
 
-TYPES = {"task": str, "shots": int, "arm": str, "id": str, "image": str, "answer": str, "references": list}
-SCORES = (int, float, type(None))
+LISTS = ("references", "choices", "groups", "demonstrations", "dropped")  # of texts
+TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("task", "arm", "id", "image", "answer", "question", "prompt", "shown", "metric"), str),
+    **dict.fromkeys(("shots", "seed"), int),
+    **dict.fromkeys(LISTS, list),
+    **dict.fromkeys(("versions", "about"), dict),
+    "score": (int, float, type(None)),
+}
 NEEDED = {"task", "shots", "arm", "id", "image", "answer", "references"}
 MARKED = "asked.json"
 LEAKS = "overlap.json"  # ids of questions that were trained on, by task
@@ -139,14 +146,30 @@ def read_answers(path: Path) -> list[Answer]:
             f"answers.jsonl written by mm1-eval run, which run again mends it"
         )
     for number, answer in enumerate(answers, start=1):
-        wrong = [name for name, kind in TYPES.items() if not isinstance(answer[name], kind)]
-        if wrong or not isinstance(answer.get("score"), SCORES):
-            name = wrong[0] if wrong else "score"
+        if name := next(_wrong(answer), None):
             raise UserError(
                 f"{path}: answer {number} has {name} = {answer[name]!r:.60}; expected an answers.jsonl written by "
                 f"mm1-eval run"
             )
     return answers
+
+
+def _wrong(answer: Answer) -> Iterator[str]:
+    """Fields that hold something else than a run writes there."""
+    for name, value in answer.items():
+        right = isinstance(value, TYPES.get(name, object))
+        if right and name in LISTS:
+            right = _texts(value)
+        elif right and name == "versions":
+            right = all(isinstance(given, list) and _texts(given) for given in value.values())
+        elif right and name == "score":
+            right = value is None or math.isfinite(value)
+        if not right:
+            yield name
+
+
+def _texts(value: list[Any]) -> bool:
+    return all(isinstance(one, str) for one in value)
 
 
 def read_mark(path: Path) -> dict[str, Any]:

@@ -152,6 +152,8 @@ def test_the_judge_stays_named_where_a_judged_run_is_run_again(
     scores = json.loads((out / "scores.json").read_text())
     (out / "scores.json").write_text(json.dumps({**scores, "judge": {"name": "umpire"}}))
     assert run(model, tokenizer, checkpoint, data, SETTINGS, out)["judge"] == {"name": "umpire"}
+    (out / "scores.json").write_text("{")
+    assert "judge" not in run(model, tokenizer, checkpoint, data, SETTINGS, out), "what is damaged is written anew"
 
 
 def test_files_that_ask_something_else_under_the_same_ids_are_refused(door: Door, data: Path, out: Path) -> None:

@@ -60,6 +60,16 @@ VQA = {"question": "What colour?", "references": ["red"] * 3 + ["Dark  red."] * 
         ("id", [1]),
         ("image", None),
         ("score", "x"),
+        ("score", float("nan")),
+        ("references", [3]),
+        ("seed", None),
+        ("prompt", []),
+        ("demonstrations", 3),
+        ("dropped", [None]),
+        ("groups", 1.5),
+        ("versions", []),
+        ("versions", {"raw_answer": 1}),
+        ("about", "x"),
     ],
 )
 def test_an_answer_that_was_edited_badly_is_named(mm1_eval, tmp_path: Path, capsys, field: str, value: object) -> None:
