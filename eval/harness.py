@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -203,6 +204,7 @@ def evaluate(
     engine = engine or Engine(model, tokenizer, **engine_sizes(settings))
     jobs = [job for task in tasks for job in jobs_of(task, settings, progress)]
     left = _fitted(engine, [job for job in jobs if job.key not in answers.found], settings)
+    _check_pictures(left, progress)
     asked = Counter(job.task.name for job in jobs)
     noted = {task.name: {"metric": stored_metric(task), "answers": asked[task.name]} for task in tasks}
     answers.begin(noted, shared.ids() if shared else {})
@@ -296,6 +298,19 @@ def _fitted(engine: Engine | Spread, jobs: list[Job], settings: Settings) -> lis
             job = job.without(dropped)
         fitted.append(job)
     return fitted
+
+
+def _check_pictures(jobs: Iterable[Job], progress: bool) -> None:
+    """Read every scored picture once: one that is broken is told now, and not after hours of answers about others.
+
+    Raises:
+        UserError: It cannot be read; demonstrations were read when they were chosen.
+    """
+    paths = dict.fromkeys(path for job in jobs if job.arm != "blank" for path in job.asked.pictures)
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(read, paths)
+        for _ in tqdm(found, "scored pictures", len(paths), unit=" pictures", disable=not progress, leave=False):
+            pass
 
 
 def _answer(engine: Engine | Spread, jobs: list[Job], settings: Settings, scorer: Metric) -> Iterator[Answer]:

@@ -210,13 +210,17 @@ def test_what_an_earlier_run_left_damaged(
 
 
 def test_a_scored_picture_that_does_not_decode_is_named(
-    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path
+    model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, tmp_path: Path, asked: list[int], monkeypatch
 ) -> None:
+    """Before anything is asked, however many chunks of questions come before it."""
+    monkeypatch.setattr("eval.harness.CHUNK", 1)
     path = data / "vqa/daquar/images/2.png"
     path.write_bytes(path.read_bytes()[:50])
     settings = Settings(shots=(0,), arms=("sighted",), tasks=("vqa/daquar",))
     with pytest.raises(UserError, match=r"images/2\.png is not readable \(picture does not decode\)"):
         run(model, tokenizer, checkpoint, data, settings, tmp_path / "out")
+    assert not asked
+    run(model, tokenizer, checkpoint, data, replace(settings, arms=("blank",)), tmp_path / "out")
 
 
 def test_a_changed_setting_checkpoint_or_file_starts_over(
