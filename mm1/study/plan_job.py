@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mm1.errors import UserError, at_least
 from mm1.model.build import build, read
@@ -77,6 +78,7 @@ class Job:
         moment_bytes: Of a number of each moment.
         masters: Whether bfloat16 weights have fp32 masters.
         factored: Whether the optimizer is Adafactor, which keeps means of rows and columns: next to nothing.
+        eight_bit: Whether it is AdamW8bit, whose moments are bytes with a scale for each stretch of a row.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Job:
     moment_bytes: int = 4
     masters: bool = True
     factored: bool = False
+    eight_bit: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -109,6 +112,14 @@ class Job:
         if self.factored:
             return 0
         return 2 * self.moment_bytes + (4 if self.masters and self.weight_bytes < 4 else 0)
+
+    def kept_bytes(self, parameter: Tensor, cuts: int) -> float:
+        """The same for a number of a parameter, whose rows ``cuts`` ranks share; as ``mm1.train.adamw8bit.block``."""
+        row = parameter.shape[-1] if parameter.ndim > 1 and parameter.numel() >= 4096 else 1
+        block = next((size for size in range(256, 63, -1) if row % size == 0), None)
+        if not self.eight_bit or block is None or row % (block * cuts):
+            return self.state_bytes
+        return 2 * (1 + 4 / block)
 
     @property
     def mixed(self) -> bool:
@@ -156,6 +167,7 @@ def job(config: str | Path, rows: int | None = None, micro_batches: int | None =
     trainer = tree.get("trainer") or {}
     built, optimizer = build(_nested(model.get("model"), path)), model.get("optimizer") or {}
     settings = optimizer.get("init_args") or optimizer
+    kind = str(optimizer.get("class_path")).rpartition(".")[2]
     _freeze(built, settings.get("parts") or {})
     precision = str(trainer.get("precision") or "32-true")
     if precision not in BYTES:
@@ -171,7 +183,8 @@ def job(config: str | Path, rows: int | None = None, micro_batches: int | None =
         "lowered": model.get("weights") == "bfloat16",
         "moment_bytes": 2 if settings.get("states") == "bfloat16" else 4,
         "masters": settings.get("masters", True),
-        "factored": str(optimizer.get("class_path")).rpartition(".")[2] == "Adafactor",
+        "factored": kind == "Adafactor",
+        "eight_bit": kind == "AdamW8bit",
     }
     name, compiled = path.parent.name if path.name == "config.yaml" else path.stem, bool(model.get("compiled"))
     return Job(name, built, precision, compiled, images=int(data.get("images_per_row") or 0), **numbers)

@@ -116,7 +116,7 @@ def memory(job: Job, on: Layout) -> Memory:
     return Memory(
         weights=size * sum(kinds[id(p)].local(p) for p in model.parameters()),
         gradients=job.gradient_bytes * gradients,
-        optimizer=job.state_bytes * learned,
+        optimizer=sum(kinds[id(p)].local(p) * job.kept_bytes(p, kinds[id(p)].cuts(p)) for p in learns),
         buffers=_buffers(job, on, kinds),
         copies=copies,
         row=sum(parts.values()),
@@ -153,6 +153,11 @@ class Place:
             shape[self.model_axis] //= self.cut
         shape[self.axis] = -(-shape[self.axis] // self.ways)
         return prod(shape)
+
+    def cuts(self, parameter: Tensor) -> int:
+        """Ranks that have a part of each row."""
+        last = parameter.ndim - 1
+        return (self.cut if self.model_axis == last else 1) * (self.ways if self.axis == last else 1)
 
 
 def places(model: MM1, on: Layout) -> dict[int, Place]:

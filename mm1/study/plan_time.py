@@ -53,7 +53,7 @@ def time(job: Job, on: Layout, card: Card, memory: Memory) -> Time:
     # The norm reads gradients; AdamW reads and writes all it keeps, reads gradients, writes weights, and reads them too
     # where they have no masters. Adafactor takes one operation after the other, each by way of memory.
     reads = 2 * job.gradient_bytes + job.weight_bytes * (1 if job.masters and job.weight_bytes < 4 else 2)
-    moved = memory.learned * (job.gradient_bytes + 4 * PASSES if job.factored else 2 * job.state_bytes + reads)
+    moved = memory.learned * (job.gradient_bytes + 4 * PASSES if job.factored else reads) + 2 * memory.optimizer
     compute["optimizer"] = moved / bandwidth
     sent = _sent(job, on, memory, rows)
     speeds = _speeds(on, card)

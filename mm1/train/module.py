@@ -24,6 +24,7 @@ from mm1.model.positions import resampled
 from mm1.model.stored import check_fits, read, upgrade
 from mm1.template import OURS, Template
 from mm1.train.adafactor import Adafactor
+from mm1.train.adamw8bit import AdamW8bit
 from mm1.train.float8 import Recipe, convert
 from mm1.train.held_out import HeldOutLoss
 from mm1.train.lora import LoRA
@@ -51,7 +52,7 @@ class Objective(lightning.LightningModule):
     def __init__(
         self,
         model: MM1,
-        optimizer: AdamW | Adafactor | None = None,
+        optimizer: AdamW | Adafactor | AdamW8bit | None = None,
         *,
         seed: int = 0,
         init_from: Path | None = None,

@@ -30,7 +30,8 @@ from mm1.train.masters import MasterAdamW, States
 log = logging.getLogger(__name__)
 
 SLOPE, INTERCEPT = -0.4214, -0.5535
-SET_ALIKE = ("betas", "eps", "decay_rate", "beta1", "clip_threshold", "d")  # for all groups, by whichever optimizer
+# for all groups, by whichever optimizer
+SET_ALIKE = ("betas", "eps", "decay_rate", "beta1", "clip_threshold", "d", "block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +178,7 @@ class AdamW(Scheduled):
 
     def made(self, groups: list[dict[str, Any]], peak: float) -> torch.optim.Optimizer:
         """torch's own on a CPU for fp32 alone, else ours in one pass."""
-        at_least(0, {"model.optimizer.eps": self.eps})
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"model.optimizer.betas is {list(self.betas)}; expected two numbers from 0 to below 1")
+        check_moments(self.betas, self.eps)
         parameters = [parameter for group in groups for parameter in group["params"]]
         plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
         if plain and self.states == "float32":
@@ -193,6 +192,17 @@ def _count_apart(optimizer: torch.optim.Optimizer) -> None:
     """Let each parameter count its steps, as torch does it: what :class:`MasterAdamW` saved is one count for all."""
     for state in optimizer.state.values():
         state["step"] = state["step"].clone()
+
+
+def check_moments(betas: tuple[float, float], eps: float) -> None:
+    """Refuse what no AdamW can work with.
+
+    Raises:
+        UserError: A decay of moments that is none, or a negative ``eps``.
+    """
+    at_least(0, {"model.optimizer.eps": eps})
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"model.optimizer.betas is {list(betas)}; expected two numbers from 0 to below 1")
 
 
 def check_resumes(found: list[dict[str, Any]], optimizer: torch.optim.Optimizer, origin: object) -> None:

@@ -22,10 +22,11 @@ from mm1.model.init import Whole
 from mm1.model.mm1 import MM1
 from mm1.model.recompute import Checkpointing
 from mm1.peak import peak_tflops
+from mm1.train.adamw8bit import InBlocks
 from mm1.train.clock import PARTS, Clock
 from mm1.train.float8 import Recipe, convert
 from mm1.train.masters import MasterAdamW, States, lower
-from mm1.train.parallel import gradient_norm
+from mm1.train.parallel import clip_gradients, gradient_norm
 
 SIZES = {
     "1.2b": Size(2048, 24, 16, 5504),
@@ -114,6 +115,10 @@ def _contestants(
     yield "ours, bf16 states, whole rows", partial(ours, compiled=True, masters=False, documents=False)
     yield "ours, fp32 masters, documents, clipping", partial(ours, compiled=True, masters=True, documents=True)
     yield "ours, the same, not compiled", partial(ours, compiled=False, masters=True, documents=True)
+    # fp32 weights under autocast and 8-bit moments, and the same with fp32 moments to hold it against
+    mixed = partial(ours, compiled=True, masters=True, documents=True)
+    yield "ours, mixed precision, documents, clipping", partial(mixed, lowered=False)
+    yield "ours, the same, moments in 8 bits", partial(mixed, lowered=False, eight_bit=True)
     rough = partial(ours, compiled=True, masters=False, documents=False)  # other numerics than the peer: under no bar
     yield "ours, float8, bf16 states, whole rows", partial(rough, float8="tensorwise")
     yield "ours, float8 by rows, bf16 states, whole rows", partial(rough, float8="rowwise")
@@ -194,25 +199,34 @@ def _ours(
     masters: bool,
     documents: bool,
     float8: Recipe = "none",
+    lowered: bool = True,
+    eight_bit: bool = False,
 ) -> Step:
     torch.manual_seed(0)
     model = our_model(size, device, checkpointing)
     model.decoder.across_documents = not documents
     convert(model, float8, device)
-    lower(model)
+    if lowered:
+        lower(model)
     if compiled:
         model.compile_parts()
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
     states: States = "float32" if masters else "bfloat16"
-    optimizer = MasterAdamW(groups, lr=1e-5, betas=(0.9, 0.95), eps=1e-8, states=states, masters=masters)
+    rates: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8}
+    optimizer: MasterAdamW | InBlocks = MasterAdamW(groups, **rates, states=states, masters=masters)
+    if eight_bit:
+        optimizer = InBlocks(groups, **rates)
     batch = our_batch(size, device, rows, documents)
 
     def step() -> None:
-        sums = model.losses(batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=not lowered):
+            sums = model.losses(batch)
         clock.mark("loss")
         (sums.cross_entropy / sums.targets).backward()
         clock.mark("encoder")
-        if masters:
+        if isinstance(optimizer, InBlocks):
+            clip_gradients(model.parameters(), 1.0)
+        elif masters:
             optimizer.scale = (1.0 / (gradient_norm(model.parameters()) + 1e-6)).clamp(max=1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

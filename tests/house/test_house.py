@@ -42,7 +42,7 @@ ADDRESSES = {
     "rensa": ["data_pipelines/steps/duplicates.py"],
     "gradio": ["eval/serve/"],
     "peft": ["mm1/train/lora.py"],
-    "torchao": ["mm1/train/float8.py"],
+    "torchao": ["mm1/train/float8.py", "mm1/train/adamw8bit.py"],
     "tensorboardX": ["mm1/train/loggers.py"],
     "trackio": ["mm1/train/loggers.py"],
     "ray": ["data_pipelines/engines.py"],

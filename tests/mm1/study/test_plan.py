@@ -30,6 +30,7 @@ from mm1.study.plan_job import Job, job, layout
 from mm1.study.plan_kept import kept_bytes, kept_on_gpu
 from mm1.study.plan_memory import MARGIN, memory
 from mm1.study.plan_time import time
+from mm1.train import adamw8bit
 from mm1.train.parallel import meshes, shard
 from tests.conftest import tiny_model
 from tests.mm1.train.test_parallel import on_ranks
@@ -95,6 +96,27 @@ def test_adafactor_keeps_no_moments(tmp_path: Path) -> None:
     assert held.peak(1) < memory(job(DENSE), on).peak(1) - 8 * total
     spent = time(of, on, card, held).compute_s["optimizer"]
     assert spent == pytest.approx(total * 4 * (1 + 21) / (0.8 * card.memory_gb_s * 1e9))
+
+
+def test_moments_in_eight_bits_are_counted_as_training_keeps_them(tmp_path: Path) -> None:
+    config = yaml.safe_load(DENSE.read_text())
+    config["model"]["model"] = str((ROOT / "configs/model/tiny.yaml").resolve())
+    config["model"]["optimizer"] = {"class_path": "mm1.train.adamw8bit.AdamW8bit", "init_args": {"lr": 1e-4}}
+    config["data"] = {"row_tokens": 128, "rows_per_step": 8, "images_per_row": 2}
+    (tmp_path / "eight.yaml").write_text(yaml.safe_dump(config))
+    of, on, card = job(tmp_path / "eight.yaml"), layout(1, 1, None, 1), CARDS["h100"]
+    total, held = parameters(of.model).total, memory(of, on)
+    states = [adamw8bit._begun(parameter) for parameter in of.model.parameters()]
+    assert held.optimizer == sum(t.nbytes for state in states for name, t in state.items() if name != "step")
+    assert 2 * total < held.optimizer < 4 * total
+    spent = time(of, on, card, held).compute_s["optimizer"]
+    assert spent == pytest.approx((total * 16 + 2 * held.optimizer) / (0.8 * card.memory_gb_s * 1e9))
+    wide = job(DENSE, rows=64)
+    eight = replace(wide, eight_bit=True)
+    whole, eighth = (memory(of, layout(8, 1, None, 1)).optimizer for of in (wide, eight))
+    assert eighth < 0.4 * whole
+    cut = memory(eight, layout(8, 1, None, 1, tensor=8)).optimizer  # by rows of which a rank has no whole block
+    assert eighth < cut < whole
 
 
 def test_ranks_share_weights_and_copies_do_not() -> None:
