@@ -179,6 +179,8 @@ class Door(LightningCLI):
             if left.code == 1:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
+        except MisconfigurationException as error:
+            raise UserError(f"Lightning refuses the settings under trainer: {sentence(error)}") from None
         except MemoryError as error:
             raise out_of_memory(error, self.trainer) or error from None
         except RuntimeError as error:

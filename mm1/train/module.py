@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mm1.batch import Batch
-from mm1.errors import UserError
+from mm1.errors import UserError, at_least
 from mm1.model.adapters import fingerprint
 from mm1.model.loss import LossSums
 from mm1.model.mm1 import MM1
@@ -62,6 +62,7 @@ class Objective(lightning.LightningModule):
         float8: Recipe = "none",
     ) -> None:
         super().__init__()
+        at_least(0, {"model.seed": seed})
         self.model = model
         self.optimizer = optimizer or AdamW()
         self.lora = lora

@@ -17,6 +17,7 @@ from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm1.errors import UserError
+from mm1.model import ffn
 from mm1.model.attention import same_document
 from mm1.model.decoder import Decoder
 from mm1.model.ffn import gated
@@ -25,6 +26,7 @@ from mm1.model.moe.kernels import add_rows, take_rows
 from mm1.model.moe.layer import MoE
 from mm1.model.moe.routing import Places, Rows
 from mm1.model.plain_block import PlainBlock, run_blocks
+from mm1.model.products import _Linear
 from mm1.model.recompute import PRODUCTS, Checkpointing, keeps
 from mm1.model.vision import OpenClip, Timm
 from mm1.train.exchange import experts_of
@@ -185,6 +187,25 @@ def test_compiled_layers_run_no_product_twice(kind: str) -> None:
         assert not torch._dynamo.utils.counters["graph_break"]
     same(grads[1], grads[0])
     assert ran[1] == ran[0]
+
+
+def test_a_gpus_own_gradients_keep_no_more_and_run_no_product_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the gate's gradient is a kernel and those of weights are products of their own, in a compiled layer."""
+    pytest.importorskip("triton", reason="Triton is not installed: its interpreter runs the kernel")
+    monkeypatch.setattr(ffn, "gated", ffn._Gated.apply)
+    monkeypatch.setattr(ffn, "in_whole_waves", lambda layer, x: _Linear.apply(x, layer.weight, layer.bias))
+    grads, ran = [], []
+    for way in WAYS:
+        torch._dynamo.reset()
+        module, loss = part("dense", way)
+        backend, graphs = counted()
+        for layer in module.layers:  # type: ignore[union-attr]
+            layer.compile(backend=backend)
+        grads.append(gradients(module, loss()))
+        ran.append(sum(graphs, Counter()))
+    same(grads[1], grads[0])
+    same(grads[2], grads[0])
+    assert ran[2] == ran[0]
 
 
 def test_compiled_layers_run_flex_attention_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,12 @@ def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("trainer/gradient_clip_val", -1.0, r"trainer\.gradient_clip_val is -1\.0; expected at least 0"),
         ("trainer/strategy", OTHER_STRATEGY, r"trainer\.strategy is ModelParallelStrategy; expected auto, ddp, or"),
         ("trainer/precision", "bf16-true", r"trainer\.precision is bf16-true; expected one of 32-true, bf16-mixed"),
+        (
+            "trainer/limit_val_batches",
+            0.5,
+            r"Lightning refuses the settings under trainer: .* `Trainer\(limit_val_batches\)`",
+        ),
+        ("model/seed", -1, r"model\.seed is -1; expected at least 0"),
         ("data/rows_per_step", 0, r"data\.rows_per_step is 0; expected at least 1"),
         ("data/look_ahead", 0, r"data\.look_ahead is 0; expected at least 1"),
         ("data/workers", -1, r"data\.workers is -1; expected at least 0"),
