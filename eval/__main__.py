@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 import mm1
 from eval import judging, text_skills
 from eval.adapters import door as harnesses
-from eval.again import beside, once, read_leaks, refer
+from eval.again import beside, by_task, once, read_leaks, refer, rescore, score_anew
 from eval.compare import compare, told
 from eval.contamination import check_tokenizer, overlap
 from eval.failing import masks_of
@@ -22,7 +22,7 @@ from eval.files import Data
 from eval.harness import engine_sizes, run
 from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
-from eval.scores import rescore, table
+from eval.scores import table
 from eval.serve import command as serving
 from eval.store import answers_file, check_metrics, read_answers, unfinished, write_answers
 from eval.stored import DOES, add, in_java
@@ -189,6 +189,8 @@ def _compare(arguments: Namespace) -> None:
     first, second = (read_answers(path) for path in paths)
     for answers, path in zip((first, second), paths, strict=True):
         check_metrics(answers, path)
+        for of_task in by_task(answers).values():
+            score_anew(of_task)  # a score may have been edited, or made by an earlier version
         for task, told_so in unfinished(answers, path).items():
             print(f"{path}: {task}: {told_so}", file=sys.stderr)
     print(told(compare(first, second, arguments.arm, arguments.other_arm)))

@@ -1,14 +1,15 @@
-"""Stored answers held against the files of their benchmark: another edition of these, or a wrong one, is found out."""
+"""Stored answers scored anew, and held against their benchmark's files: wrong ones, or another edition, are told."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.scores import FORMAT
+from eval.metrics.metric import Gold, Metric, metric_class
+from eval.scores import FORMAT, by_shots, empty
 from eval.store import LEAKS, Answer, key
 from eval.task import Query, Task
 from mm1.errors import UserError
@@ -113,3 +114,103 @@ def beside(path: Path, found: dict[str, Any]) -> dict[str, Any]:
         kept = [told for told in known if not COUNTED.match(told) and not (judged and told.startswith(WAIT))]
         task["warnings"] = list(dict.fromkeys([*kept, *task["warnings"]]))
     return {**scores, "format": FORMAT, "tasks": tasks}
+
+
+def gold(answer: Answer) -> Gold:
+    """What a metric knows of a stored answer's question."""
+    return Gold(
+        answer["id"],
+        tuple(answer["references"]),
+        answer.get("question", ""),
+        answer["image"],
+        tuple(answer.get("choices", ())),
+        tuple(answer.get("groups", ())),
+        {name: tuple(given) for name, given in answer.get("versions", {}).items()},
+        answer.get("about", {}),
+    )
+
+
+def metric_of(answers: Sequence[Answer]) -> tuple[str, Metric]:
+    """Name and metric of the stored answers of one task.
+
+    Raises:
+        UserError: They name several, or one that cannot be made of them.
+    """
+    usual = "vqa_accuracy" if any(answer.get("question") for answer in answers) else "cider"
+    named = {str(answer.get("metric") or usual) for answer in answers}
+    if len(named) > 1:
+        raise UserError(
+            f"answers of {answers[0]['task']} name the metrics {' and '.join(sorted(named))}; expected one, as written"
+        )
+    [name] = named
+    try:
+        metric = metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"answers of {answers[0]['task']} lack what {name} needs ({error}); expected answers as mm1-eval run wrote "
+            f"them"
+        ) from None
+    for answer in answers:
+        metric.remember(answer["id"], answer.get("about", {}))
+    return name, metric
+
+
+def rescore(
+    answers: list[Answer],
+    leaks: Mapping[str, Collection[str]] | None = None,
+    unfinished: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score stored answers anew, in place, from the references that stand beside them; by task, without baselines.
+
+    Args:
+        answers: All of a file.
+        leaks: By task, ids of questions that were trained on.
+        unfinished: By task, a warning that answers are missing.
+
+    Raises:
+        UserError: An answer lacks what its metric wants to know.
+    """
+    table = {}
+    for task, found in by_task(answers).items():
+        name, metric = score_anew(found)
+        about = {"metric": name, "title": metric.title, "n": len(metric.golds)}
+        table[task] = {
+            **about,
+            "warnings": [
+                *[told for of, told in (unfinished or {}).items() if of == task],
+                *metric.warnings,
+                *empty(found),
+            ],
+            "shots": by_shots(found, metric, (leaks or {}).get(task, ())),
+        }
+    return table
+
+
+def by_task(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
+    """Answers by task."""
+    tasks: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        tasks[answer["task"]].append(answer)
+    return tasks
+
+
+def score_anew(answers: list[Answer]) -> tuple[str, Metric]:
+    """Score the stored answers of one task, in place; name and metric of them.
+
+    Raises:
+        UserError: An answer lacks what its metric wants to know.
+    """
+    name, metric = metric_of(answers)
+    for answer in answers:
+        answer["score"] = _scored(metric, answer)
+    return name, metric
+
+
+def _scored(metric: Metric, answer: Answer) -> float | None:
+    try:
+        return metric.score(answer["id"], answer["answer"])
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"the answer to question {answer['id']} of {answer['task']} lacks what {metric.name} needs ({error}); "
+            f"expected answers as mm1-eval run wrote them"
+        ) from None

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from eval.scores import DAGGER, Asked, aligned, asked, mean, metric_of, paired
+from eval.again import metric_of
+from eval.scores import DAGGER, Asked, aligned, asked, mean, paired
 from eval.store import Answer
 from mm1.errors import UserError
 

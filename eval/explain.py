@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from eval.again import metric_of
 from eval.metrics.metric import Metric
-from eval.scores import metric_of
 from eval.store import Answer
 from mm1.errors import UserError
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from eval.again import metric_of
 from eval.metrics.judged import JUDGEMENTS, Judged, mark
-from eval.scores import metric_of
 from eval.store import Answer, fingerprint
 from mm1.errors import UserError
 from mm1.runs import json_lines

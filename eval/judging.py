@@ -8,9 +8,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from eval.again import beside, read_leaks
+from eval.again import beside, read_leaks, rescore
 from eval.judge import Command, Judge, Server, Wording, count, judge
-from eval.scores import rescore, table
+from eval.scores import table
 from eval.store import answers_file, check_metrics, read_answers, unfinished, write_answers
 from mm1.errors import UserError, at_least
 from mm1.runs import write_json

@@ -12,11 +12,10 @@ import numpy as np
 
 from eval.baselines import constant, question_only
 from eval.metrics.interval import RESAMPLES, interval_of
-from eval.metrics.metric import Gold, Metric, metric_class
+from eval.metrics.metric import Metric
 from eval.prompts import Arm
 from eval.store import Answer
 from eval.task import Task
-from mm1.errors import UserError
 
 FORMAT = 3  # 1 had neither the blank arm nor differences, 2 one seed, nothing dropped, no sub-scores and no sources
 ARMS = get_args(Arm)
@@ -27,15 +26,22 @@ INTERVALS = {"sighted": "interval"}  # keys of the intervals that are not <name>
 
 
 def of_task(task: Task, answers: Iterable[Answer], leaks: Collection[str] = ()) -> dict[str, Any]:
-    """The entry of one task, from all its answers; ``leaks`` are ids of questions that were trained on."""
+    """The entry of one task, from all its answers, scored anew: earlier code may have made them.
+
+    Args:
+        task: The task.
+        answers: All to it.
+        leaks: Ids of questions that were trained on.
+    """
     metric, answers = task.scorer(), list(answers)
     for answer in answers:
         metric.remember(answer["id"], answer.get("about", {}))
+    answers = [{**answer, "score": metric.score(answer["id"], answer["answer"])} for answer in answers]
     return {
         "metric": task.metric,
         "title": metric.title,
         "n": len(task.queries),
-        "warnings": [*task.warnings, *metric.warnings, *_empty(answers)],
+        "warnings": [*task.warnings, *metric.warnings, *empty(answers)],
         "sources": [dict(of) for of in task.sources],
         "shots": by_shots(answers, metric, leaks),
         "question_only": question_only(task),
@@ -211,97 +217,13 @@ def _mean(sums_K: np.ndarray) -> np.ndarray:
     return np.asarray(sums_K[..., 0] / sums_K[..., 1])
 
 
-def _empty(answers: Sequence[Answer]) -> list[str]:
+def empty(answers: Sequence[Answer]) -> list[str]:
+    """Warnings that answers are empty, or had to be scored whole."""
     count = sum(not answer["answer"].strip() for answer in answers)
     lost = sum(answer.get("taken") is False for answer in answers)
     return [f"{count} of {len(answers)} answers are empty"] * bool(count) + [
         f"in {lost} of {len(answers)} there was no answer to extract: all that was said was scored"
     ] * bool(lost)
-
-
-def gold(answer: Answer) -> Gold:
-    """What a metric knows of a stored answer's question."""
-    return Gold(
-        answer["id"],
-        tuple(answer["references"]),
-        answer.get("question", ""),
-        answer["image"],
-        tuple(answer.get("choices", ())),
-        tuple(answer.get("groups", ())),
-        {name: tuple(given) for name, given in answer.get("versions", {}).items()},
-        answer.get("about", {}),
-    )
-
-
-def metric_of(answers: Sequence[Answer]) -> tuple[str, Metric]:
-    """Name and metric of the stored answers of one task.
-
-    Raises:
-        UserError: They name several, or one that cannot be made of them.
-    """
-    usual = "vqa_accuracy" if any(answer.get("question") for answer in answers) else "cider"
-    named = {str(answer.get("metric") or usual) for answer in answers}
-    if len(named) > 1:
-        raise UserError(
-            f"answers of {answers[0]['task']} name the metrics {' and '.join(sorted(named))}; expected one, as written"
-        )
-    [name] = named
-    try:
-        metric = metric_class(name)(list({answer["id"]: gold(answer) for answer in answers}.values()))
-    except (KeyError, IndexError) as error:
-        raise UserError(
-            f"answers of {answers[0]['task']} lack what {name} needs ({error}); expected answers as mm1-eval run wrote "
-            f"them"
-        ) from None
-    for answer in answers:
-        metric.remember(answer["id"], answer.get("about", {}))
-    return name, metric
-
-
-def rescore(
-    answers: list[Answer],
-    leaks: Mapping[str, Collection[str]] | None = None,
-    unfinished: Mapping[str, str] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Score stored answers anew, in place, from the references that stand beside them; by task, without baselines.
-
-    Args:
-        answers: All of a file.
-        leaks: By task, ids of questions that were trained on.
-        unfinished: By task, a warning that answers are missing.
-
-    Raises:
-        UserError: An answer lacks what its metric wants to know.
-    """
-    tasks: dict[str, list[Answer]] = defaultdict(list)
-    for answer in answers:
-        tasks[answer["task"]].append(answer)
-    table = {}
-    for task, found in tasks.items():
-        name, metric = metric_of(found)
-        for answer in found:
-            answer["score"] = _scored(metric, answer)
-        about = {"metric": name, "title": metric.title, "n": len(metric.golds)}
-        table[task] = {
-            **about,
-            "warnings": [
-                *[told for of, told in (unfinished or {}).items() if of == task],
-                *metric.warnings,
-                *_empty(found),
-            ],
-            "shots": by_shots(found, metric, (leaks or {}).get(task, ())),
-        }
-    return table
-
-
-def _scored(metric: Metric, answer: Answer) -> float | None:
-    try:
-        return metric.score(answer["id"], answer["answer"])
-    except (KeyError, IndexError) as error:
-        raise UserError(
-            f"the answer to question {answer['id']} of {answer['task']} lacks what {metric.name} needs ({error}); "
-            f"expected answers as mm1-eval run wrote them"
-        ) from None
 
 
 def table(scores: dict[str, Any]) -> str:

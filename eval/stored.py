@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
 
 
 def in_java(found: dict[str, Any], answers: Sequence[Answer], names: Sequence[Java]) -> None:
-    """Add METEOR or SPICE of every captioning task and arm to what :func:`eval.scores.rescore` found."""
+    """Add METEOR or SPICE of every captioning task and arm to what :func:`eval.again.rescore` found."""
     for task, entry in found.items():
         for shots, at in entry["shots"].items() if entry["metric"] == "cider" and names else ():
             for arm in ("sighted", "blind", "blank"):

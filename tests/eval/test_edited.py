@@ -60,6 +60,17 @@ def test_metrics_that_trade_places_are_found_out(door: Door, out: Path, command:
     assert "has metric 'vqa_accuracy'; expected 'usual', with which it was made" in told
 
 
+def test_scores_that_were_edited_count_for_nothing(
+    door: Door, model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, out: Path
+) -> None:
+    """Or were made by an earlier version of a metric."""
+    before = json.loads((out / "scores.json").read_text())["tasks"]
+    told = door("compare", out, out)[1]
+    write_rows(out / "answers.jsonl", [{**row, "score": 77.0} for row in rows(out)])
+    assert door("compare", out, out)[1] == told
+    assert run(model, tokenizer, checkpoint, data, SETTINGS, out)["tasks"] == before
+
+
 def test_one_metric_that_was_edited_is_found_out_without_a_note(door: Door, tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [answer("1"), {**answer("2"), "metric": "exact_match"}])
     assert (

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.again import rescore
 from eval.harness import chosen_tasks, evaluate
 from eval.metrics.cider import CiderScore
 from eval.metrics.interval import interval, interval_of
 from eval.metrics.metric import Metric, metric_class
 from eval.prompts import Settings
-from eval.scores import by_shots, rescore, table
+from eval.scores import by_shots, table
 from eval.store import Answers
 from eval.task import Query, Task
 from mm1.data.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ def test_metrics_are_found_by_name_and_by_path() -> None:
 
 def test_a_number_that_is_no_mean_its_groups_and_what_it_says_besides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of four answers one is empty and two are right: 2 of 3; in group a 1 of 1, in b 1 of 2."""
-    monkeypatch.setattr("eval.scores.metric_class", lambda name: Share)
+    monkeypatch.setattr("eval.again.metric_class", lambda name: Share)
     answers = said(["x", "", "x", "y"], ["a", "a", "b", "b"], "share")
     found = rescore(answers)["t"]
     at = found["shots"]["0"]
@@ -74,7 +75,7 @@ def test_a_number_that_is_no_mean_its_groups_and_what_it_says_besides(monkeypatc
 
 def test_a_sub_score_made_with_fewer_demonstrations_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of group b alone one answer lost a demonstration; what stands beside the number of all is marked, too."""
-    monkeypatch.setattr("eval.scores.metric_class", lambda name: Share)
+    monkeypatch.setattr("eval.again.metric_class", lambda name: Share)
     answers = said(["x", "x", "x", "y"], ["a", "a", "b", "b"], "share")
     answers[3]["dropped"] = ["7"]
     told = table({"tasks": rescore(answers)}).splitlines()

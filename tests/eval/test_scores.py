@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from eval.again import rescore
 from eval.baselines import constant, question_only
 from eval.metrics.cider import Cider
 from eval.metrics.interval import interval
-from eval.scores import by_shots, rescore, table
+from eval.scores import by_shots, table
 from eval.task import Query, Task, discover
 
 SHARED = Path(os.environ.get("MM1_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
