@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from argparse import ArgumentError
@@ -29,6 +30,8 @@ def door(main: Callable[[], object]) -> None:
     That is a :class:`UserError`, an argument or YAML key the parser refuses, and what the system refuses: a folder that
     is none, a file that may not be written, a disk that is full, a file that is no text.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few letters gets "?" for a dagger, not a stack trace
+        sys.stdout.reconfigure(errors="replace")
     try:
         main()
     except (UserError, ArgumentError, OSError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import sys
 from argparse import ArgumentError
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +128,10 @@ def test_a_user_s_fault_and_ctrl_c_are_one_line(capsys: pytest.CaptureFixture[st
 def test_a_fault_of_ours_keeps_its_stack_trace() -> None:
     with pytest.raises(ZeroDivisionError):
         door(lambda: 1 / 0)
+
+
+def test_a_terminal_of_few_letters_is_told_what_it_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    bytes_shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_shown, encoding="ascii"))
+    door(lambda: print("8† shots", flush=True))
+    assert bytes_shown.getvalue() == b"8? shots\n"
