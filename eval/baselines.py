@@ -37,7 +37,7 @@ def constant(task: Task) -> float | None:
         return 100 * sum(chances) / len(chances) if len(chances) == len(task.queries) else None
     if task.kind == "vqa":
         return _scored(task, lambda query: iter([""]))
-    caption = _typical_caption(task.train) if task.kind == "captions" else None
+    caption = _typical_caption(task.texts or task.train) if task.kind == "captions" else None
     return None if caption is None else _mean(task, {query.id: caption for query in task.queries})
 
 
@@ -62,7 +62,7 @@ class Lookup:
 
 def _scored(task: Task, keys: _Keys) -> float | None:
     lookup = Lookup()
-    for query in task.train or task.whole:
+    for query in task.texts or task.train or task.whole:
         for key in keys(query):
             lookup.add(key, query)
     answers = {}

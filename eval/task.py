@@ -89,6 +89,7 @@ class Task:
         answer_field: What an answer is called in the results file of this benchmark.
         sources: What its files are: name, version and the start of their SHA-256.
         submitted_as: The benchmark whose questions a results file must all answer, where that is another.
+        texts: All of the train part where ``train`` lacks what has no picture: who does not look needs none.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Task:
     answer_field: str = "answer"
     sources: tuple[Mapping[str, str], ...] = ()
     submitted_as: str = ""
+    texts: tuple[Query, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.metric:
@@ -233,7 +235,9 @@ def present(task: Task, data: Data) -> Task:
         told.append("no picture of the train part is there: demonstrations are scored questions, the query excluded")
     elif absent := len(task.train) - len(train):
         told.append(f"{absent} of {len(task.train)} demonstrations left out, their pictures are missing")
-    return replace(task, queries=queries, train=train, warnings=(*task.warnings, *told)) if told else task
+    if not told:
+        return task
+    return replace(task, queries=queries, train=train, texts=task.train, warnings=(*task.warnings, *told))
 
 
 def lettered(question: str, choices: Sequence[str]) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.baselines import constant, question_only
 from eval.files import Data
 from eval.task import Task, discover
 from mm1.errors import UserError
+from tests.eval.conftest import picture
 
 SHARED = Path(os.environ.get("MM1_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
 
@@ -60,6 +62,20 @@ def test_missing_pictures_are_named(data: Path) -> None:
         UserError, match=r"captions/mini: 1 of 6 questions are about pictures that do not exist, the first is .*3\.png"
     ):
         discover(data)
+
+
+def test_what_does_not_look_reads_train_questions_whose_pictures_are_missing(data: Path) -> None:
+    """Else the baseline would be made of the very answers that are scored."""
+    for name in ("test", "train"):
+        path = data / f"vqa/daquar/{name}.jsonl"
+        path.write_text(path.read_text().replace("wall_clock", "lamp" if name == "train" else "clock"))
+    shutil.rmtree(data / "vqa/daquar/images")
+    for at in range(5):
+        picture(data / f"vqa/daquar/images/{at}.png", at)
+    [task] = discover(data, ["vqa/daquar"])
+    assert not task.train
+    assert "demonstrations are scored questions" in " ".join(task.warnings)
+    assert question_only(task.limited(3, 0)) == constant(task) == 0, "nobody in the train part says clock"
 
 
 def test_a_benchmark_without_any_of_its_pictures_is_refused(data: Path) -> None:
