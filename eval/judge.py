@@ -220,10 +220,11 @@ def judge(
             done(1)
     unread = 0
     for ask, _, answer, metric in todo:
+        opinions = answer.setdefault("about", {}).setdefault(JUDGEMENTS, {})
         if metric.readable(known[ask]["text"]):
-            opinions = answer.setdefault("about", {}).setdefault(JUDGEMENTS, {})
             opinions[mark(answer["answer"])] = {"text": known[ask]["text"], "judge": asked.name, "ask": ask}
         else:
+            opinions.pop(mark(answer["answer"]), None)  # another judge's would be taken for this one's
             unread += 1
     return unread
 

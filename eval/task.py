@@ -127,7 +127,8 @@ class Task:
         """A question as it is put: with its choices below it and a letter for an answer, where letters are chosen."""
         if self.choosing == "likelihood" or not query.choices:
             return query
-        answer = dict(zip(query.choices, LETTERS, strict=False)).get(query.answer, query.answer)
+        letters = dict(zip(query.choices, LETTERS, strict=False))
+        answer = str(query.about.get("letter") or letters.get(query.answer, query.answer))  # two choices may read alike
         return replace(query, question=lettered(query.question, query.choices), choices=(), answer=answer)
 
     def limited(self, limit: int | None, seed: int) -> Task:

@@ -160,6 +160,15 @@ def test_a_command_judges_a_run_in_the_words_it_is_given(answered: Path, tmp_pat
     assert found["judge"]["unread"] == 2
 
 
+def test_opinions_of_two_judges_never_make_one_score(answered: Path, monkeypatch) -> None:
+    door(monkeypatch, "judge", answered, "--command", "echo 6 8")
+    assert scores(answered)["tasks"]["llava-bench/wild"]["shots"]["0"]["sighted"] == pytest.approx(100 * 8 / 6)
+    door(monkeypatch, "judge", answered, "--command", "echo no idea")
+    found = scores(answered)
+    assert found["judge"]["name"] == "echo no idea"
+    assert found["tasks"]["llava-bench/wild"]["shots"]["0"]["sighted"] is None
+
+
 def test_a_busy_server_is_asked_again_and_a_refusal_is_told(server: Loopback, monkeypatch) -> None:
     patient = Server(server.url, "umpire", pause_s=0.01)
     server.faults = [503, 429]

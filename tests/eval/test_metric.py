@@ -102,6 +102,8 @@ def test_choices_by_letter_stand_in_the_question() -> None:
     asked = task.asked(query)
     assert (asked.question, asked.answer, asked.choices) == ("Which?\nA. blue\nB. red", "B", ())
     assert Task("t", "choices", (query,)).asked(query) is query
+    twice = Query("2", Path("p"), "Which?", ("red",), "red", choices=("red", "red"), about={"letter": "A"})
+    assert task.asked(twice).answer == "A", "of two that read alike the one that is right"
 
 
 @pytest.mark.parametrize("choosing", ["likelihood", "letter"])
