@@ -26,6 +26,7 @@ UNVERIFIED = "(unverified)"
 CIRCULAR = "-circular"
 # Warnings of a task that say its number is not the benchmark's.
 PARTIAL = r"questions left out|questions lack turns|subjects are missing|^without |have not two questions|not finished"
+CHOICES = ("choice", "mmbench", "mmbench_circular", "mmmu", "scienceqa")
 JUDGED = ("llava_bench", "mm_vet", "mathvista")
 
 
@@ -220,6 +221,12 @@ def _marks(part: Part, task: str, scores: Any, at: Any, shots: int, kind: Kind) 
         yield f"{limit} questions of a benchmark at most, drawn by the seed"
     if kind == "fewshot" and settings.get("style") == "chat":
         yield "asked as a conversation"
+    if kind == "sft" and settings.get("style") == "plain":
+        yield "asked without the turns of a conversation"
+    if settings.get("choosing") == "likelihood" and at["metric"] in CHOICES:
+        yield "the likeliest choice taken, published ones were written"
+    if any(isinstance(asked, dict) and asked.get("reasoning") for asked in settings.values()):
+        yield "demonstrations reason before they answer"
     if shots and settings.get("demonstrations", "random") == "similar":
         yield "retrieved demonstrations"
     if shots and settings.get("full_resolution_last") is not None:

@@ -116,10 +116,23 @@ def test_a_tuned_model_has_two_numbers_in_a_cell_and_halves_of_mme(tmp_path: Pat
 def test_mmbench_is_right_in_all_turns_where_that_was_asked(tmp_path: Path) -> None:
     once, turns = {"mmbench/dev_en": {"0": {"sighted": 80}}}, {"mmbench/dev_en-circular": {"0": {"sighted": 60}}}
     at = list(COLUMNS["sft"]).index("MMBench") + 1
-    both = layout([("Ours", scored(tmp_path / "both", {**once, **turns}))], "sft", "none")
+    both = layout([("Ours", scored(tmp_path / "both", {**once, **turns}, style="chat"))], "sft", "none")
     assert cells(both, "Ours")[0][at] == "60.0<sup>a</sup>"
     assert "asked once" not in both
     assert "asked once, published is right in all turns" in layout([("Ours", scored(tmp_path / "a", once))], "sft")
+
+
+def test_another_way_to_ask_is_marked(tmp_path: Path) -> None:
+    asked = {"style": "plain", "choosing": "likelihood", "choices": {"reasoning": "{rationale} {answer}"}}
+    path = scored(tmp_path, {"seed/image": {"0": {"sighted": 50}}, "pope/coco": {"0": {"sighted": 60}}}, **asked)
+    scores = json.loads((path / "scores.json").read_text())
+    scores["tasks"]["seed/image"]["metric"] = "choice"
+    (path / "scores.json").write_text(json.dumps(scores))
+    text = layout([("Ours", path)], "sft", "none")
+    found = dict(zip(["shots", *COLUMNS["sft"]], cells(text, "Ours")[0], strict=True))
+    assert (found["SEED"], found["POPE"]) == ("–/50.0<sup>a,b,c</sup>", "60.0<sup>a,c</sup>")
+    for note in ("without the turns of a conversation", "likeliest choice taken", "reason before they answer"):
+        assert note in text
 
 
 def test_a_judge_and_what_is_missing_are_marked(tmp_path: Path) -> None:
