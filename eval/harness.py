@@ -283,6 +283,10 @@ def _fitted(engine: Engine | Spread, jobs: list[Job], settings: Settings) -> lis
     fitted = []
     for job in jobs:
         spoken = [len(engine.tokenizer.encode(said)) for said in job.continuations(settings, engine.tokenizer)]
+        if 0 in spoken:  # it would be certain, and taken every time
+            raise UserError(
+                f"{job.task.name}, question {job.query.id}: a choice is empty; expected text in each of them"
+            )
         new = max(spoken, default=settings.prompt(job.kind).max_new_tokens)
 
         def length(job: Job, new: int = new) -> Length:

@@ -25,6 +25,7 @@ from mm1.errors import UserError
 SPLITS = {"dev": "dev", "validation": "val", "test": "test"}
 NAME = r"(dev|validation|test)-\d+-of-\d+.*\.parquet"
 PICTURES = 7
+TYPES = ("multiple-choice", "open")
 FIELDS = {"id": str, "question": str, "options": str, "question_type": str}
 DOMAINS = {
     "Art & Design": "Art Art_Theory Design Music",
@@ -68,6 +69,10 @@ def _queries(path: Path) -> list[Query]:
 
 
 def _query(row: dict[str, Any], path: Path, unpacked: Unpacked) -> Query:
+    if row["question_type"] not in TYPES:
+        raise UserError(
+            f"{path}: question {row['id']} has question_type {row['question_type']!r}; expected {' or '.join(TYPES)}"
+        )
     choices = _list(row["options"], path, row["id"])
     question, choices, pictures = _pictures(row, choices, path, unpacked)
     answer = str(row.get("answer") or "")

@@ -296,6 +296,13 @@ def test_a_prompt_is_measured_and_stored_in_the_words_that_the_model_sees(
         assert bool(scores["tasks"]["vqa/daquar"]["shots"]["3"]["dropped"]) == (of is told)
 
 
+def test_a_choice_without_a_word_is_refused(model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path) -> None:
+    path = data / "icl/test.jsonl"
+    path.write_text(path.read_text().replace('["dako", "wupi"]', '["dako", ""]'))
+    with pytest.raises(UserError, match="icl, question l0: a choice is empty"):
+        run(model, tokenizer, checkpoint, data, Settings(shots=(0,), tasks=("icl",)), data / "out")
+
+
 def test_a_choice_is_said_as_a_demonstration_says_it(
     model: MM1, tokenizer: Tokenizer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

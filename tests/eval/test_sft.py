@@ -195,6 +195,12 @@ def _mmmu_picture(folder: Path) -> None:
     releases.parquet(folder / "MMMU/Art/validation-00000-of-00001.parquet", rows)
 
 
+def _mmmu_type(folder: Path) -> None:
+    rows = [{"id": "validation_Art_1", "question": "?", "options": "[]", "answer": "A", "question_type": "x"}]
+    rows[0] |= {"image_1": {"bytes": releases.png(1), "path": ""}}  # type: ignore
+    releases.parquet(folder / "MMMU/Art/validation-00000-of-00001.parquet", rows)
+
+
 def _mmmu_file(folder: Path) -> None:
     (folder / "MMMU/Art/validation-00000-of-00001.parquet").write_text("no parquet")
 
@@ -266,6 +272,7 @@ def _pope_twice(folder: Path) -> None:
         (releases.mmbench, _mmbench_base64, r"row 0 has an image '!!!!!.*expected base64"),
         (releases.mmbench, _mmbench_columns, "row 1 has index, question; expected also image, A, B"),
         (releases.mmmu, _mmmu_picture, "names <image 2>, and image_2 is empty"),
+        (releases.mmmu, _mmmu_type, "has question_type 'x'; expected "),
         (releases.mmmu, _mmmu_file, "is not readable as parquet"),
         (releases.science_qa, _science_split, "lacks question 99 of test"),
         (releases.seed, _seed_answer, "question 100 has answer 'E'; expected one of A, B, C, D"),
