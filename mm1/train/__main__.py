@@ -126,7 +126,8 @@ class Door(LightningCLI):
         self.anew = config.resume == "never"
         begun = not self.anew and (self.run_folder.folder / "run.json").exists()
         if begun and self.run_folder.about().get("finished"):
-            print(f"{self.run_folder.folder} is finished; nothing to do (--resume never starts it over)")
+            how = f"--resume never starts it over, --init_from {self.run_folder.last} goes on in another folder"
+            print(f"{self.run_folder.folder} is finished; nothing to do ({how})")
             raise SystemExit(0)
         torch.set_flush_denormal(True)
         if config.threads is not None:
@@ -200,8 +201,9 @@ def _check_learns(trainer: lightning.Trainer) -> None:
     """Refuse ways of Lightning's that would run and learn something else than is said.
 
     Raises:
-        UserError: A strategy that adds up gradients by its own rules or not at all; or a precision in which tokens are
-            counted in 8 bits, or gradients need a scale that whoever judges steps takes for a fault.
+        UserError: A strategy that adds up gradients by its own rules or not at all; a precision in which tokens are
+            counted in 8 bits, or gradients need a scale that whoever judges steps takes for a fault; or steps that
+            would end before their last micro-batch.
     """
     name = type(trainer.strategy).__name__
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | Sharded):
@@ -213,6 +215,12 @@ def _check_learns(trainer: lightning.Trainer) -> None:
         raise UserError(
             f"trainer.precision is {trainer.precision}; expected one of {', '.join(PRECISIONS)}, with model.weights: "
             f"bfloat16 beside 32-true for weights of that type: counts and routers stay in fp32 then"
+        )
+    limit, micro_batches = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    if isinstance(limit, int) and limit % micro_batches and not trainer.fast_dev_run:
+        raise UserError(
+            f"trainer.limit_train_batches is {limit}; expected a multiple of trainer.accumulate_grad_batches, which is "
+            f"{micro_batches}, for a step is that many"
         )
 
 

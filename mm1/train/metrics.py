@@ -71,7 +71,7 @@ class RunFolder(Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note that all steps are done; the last checkpoint is on disk by now."""
-        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
+        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps and not trainer.fast_dev_run:
             Run(trainer.default_root_dir).update(finished=True)
 
 

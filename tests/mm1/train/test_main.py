@@ -79,6 +79,17 @@ def change(tree: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     return tree
 
 
+def test_a_step_is_never_cut_short(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, accumulate_grad_batches=2, limit_train_batches=3)
+    with pytest.raises(UserError, match=r"limit_train_batches is 3; expected a multiple of .* which is 2"):
+        fit(tmp_path / "run", config)
+
+
+def test_a_run_for_trying_out_does_not_count(corpus: Path, tmp_path: Path) -> None:
+    assert not fit(tmp_path / "run", run_config(corpus, fast_dev_run=True)).about()["finished"]
+    assert fit(tmp_path / "run", run_config(corpus, max_steps=3)).about()["finished"]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
