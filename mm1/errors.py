@@ -56,7 +56,8 @@ def sentence(error: BaseException) -> str:
     text = _without_loop(error)
     keys = re.findall(_KEY, text)
     lines = [line.strip("- ") for line in re.sub(_KEY, "", text).splitlines()]
-    fault = "; ".join(line for line in lines if line and not line.startswith(_NOISE))
+    told = dict.fromkeys(line for line in lines if line and not line.startswith(_NOISE))  # each type says it once more
+    fault = "; ".join(told)
     fault = re.sub(r"<class '(\w+)'>", r"\1", re.sub(_ADVICE, "", fault)).replace("Expected a int", "Expected an int")
     fault = re.sub(r"a typing\.Literal\[(.+?)\]", r"one of \1", fault)
     return f"{'.'.join(keys)}: {fault}" if keys else fault
@@ -72,6 +73,7 @@ _NOISE = (
     "Subtypes: [",
     "Errors:",
     "Expected a <class 'NoneType'>",
+    "Expected a <class 'collections.abc.Iterable'>",
     "Given value type: ",
     "Given value: NestedArg(",
     "Given value: Namespace(",

@@ -45,13 +45,14 @@ def test_every_recipe_builds_without_memory(recipe: Path, tmp_path: Path) -> Non
     [
         (["--model.model.init_args.decoder.init_args.dpeth", "3"], "dpeth"),
         (["--data.row_tokns", "3"], "row_tokns"),
+        (["--model.optimizer.lr", "fast"], "Expected a float; Expected one of 'law'; Given value: fast"),
         (["--model.optimizer.parts", "{vision: {freeze: true}}"], "freeze"),
     ],
 )
 def test_a_wrong_key_is_named(corpus: Path, tmp_path: Path, flags: list[str], told: str) -> None:
     with pytest.raises(ArgumentError) as error:
         fit(tmp_path / "run", run_config(corpus), *flags)
-    assert told in sentence(error.value)
+    assert sentence(error.value).count(told) == 1
     assert not (tmp_path / "run" / "run.json").exists()
 
 
