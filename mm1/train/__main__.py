@@ -217,7 +217,8 @@ def _check_learns(trainer: lightning.Trainer) -> None:
             f"bfloat16 beside 32-true for weights of that type: counts and routers stay in fp32 then"
         )
     limit, micro_batches = trainer.limit_train_batches, trainer.accumulate_grad_batches
-    if isinstance(limit, int) and limit % micro_batches and not trainer.fast_dev_run:
+    tried: Any = trainer.fast_dev_run  # type: ignore[attr-defined]
+    if isinstance(limit, int) and limit % micro_batches and not tried:
         raise UserError(
             f"trainer.limit_train_batches is {limit}; expected a multiple of trainer.accumulate_grad_batches, which is "
             f"{micro_batches}, for a step is that many"

@@ -71,7 +71,8 @@ class RunFolder(Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note that all steps are done; the last checkpoint is on disk by now."""
-        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps and not trainer.fast_dev_run:
+        tried: Any = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps and not tried:
             Run(trainer.default_root_dir).update(finished=True)
 
 
