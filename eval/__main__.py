@@ -24,7 +24,7 @@ from eval.metrics.java import Java
 from eval.prompts import Arm, Settings
 from eval.scores import table
 from eval.serve import command as serving
-from eval.store import answers_file, check_metrics, read_answers, unfinished, write_answers
+from eval.store import answers_file, check_metrics, companion, read_answers, unfinished, write_answers
 from eval.stored import DOES, add, in_java
 from eval.task import Kind, discover, offers
 from eval.text_skills import Asked
@@ -175,11 +175,11 @@ def _score(arguments: Namespace) -> None:
         refer(answers, [offer.load() for offer in offers(data) if offer.name in names], path)
     else:
         check_metrics(answers, path)
-    found = rescore(answers, read_leaks(path.parent), unfinished(answers, path))
+    found = rescore(answers, read_leaks(path), unfinished(answers, path))
     in_java(found, answers, arguments.java)
     scores = beside(path, found)
     print(table(scores))
-    if (scored := path.with_name("scores.json")).exists():
+    if (scored := companion(path, "scores")).exists():
         write_json(scored, scores)
         write_answers(answers, path)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.metrics.metric import Gold, Metric, metric_class
 from eval.scores import FORMAT, by_shots, empty
-from eval.store import LEAKS, Answer, key
+from eval.store import Answer, companion, key
 from eval.task import Query, Task
 from mm1.errors import UserError
 from mm1.runs import read_object, read_scores
@@ -91,9 +91,9 @@ def gold_of(task: Task, query: Query) -> dict[str, Any]:
     return {"references": list(query.references), **{name: value for name, value in found.items() if value}}
 
 
-def read_leaks(folder: Path) -> dict[str, frozenset[str]]:
-    """Ids of questions that were trained on, by task, as an evaluation that counted them noted; none otherwise."""
-    path = folder / LEAKS
+def read_leaks(answers: Path) -> dict[str, frozenset[str]]:
+    """Ids of questions that were trained on, by task, as the evaluation of these answers noted; none otherwise."""
+    path = companion(answers, "overlap")
     found = read_object(path, "what mm1-eval run noted of its overlap") if path.exists() else {}
     try:
         return {task: frozenset((*of["pictures"], *of["questions"])) for task, of in found.items()}
@@ -104,8 +104,8 @@ def read_leaks(folder: Path) -> dict[str, frozenset[str]]:
 
 
 def beside(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """What ``scores.json`` beside a file of answers says, with what was scored anew in its place."""
-    scored = path.with_name("scores.json")
+    """What the scores beside a file of answers say, with what was scored anew in its place."""
+    scored = companion(path, "scores")
     scores = read_scores(scored) if scored.exists() else {"tasks": {}}
     tasks = {name: {**scores["tasks"].get(name, {}), **task} for name, task in found.items()}
     for name, task in tasks.items():

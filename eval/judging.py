@@ -11,7 +11,7 @@ from tqdm import tqdm
 from eval.again import beside, read_leaks, rescore
 from eval.judge import Command, Judge, Server, Wording, count, judge
 from eval.scores import table
-from eval.store import answers_file, check_metrics, read_answers, unfinished, write_answers
+from eval.store import answers_file, check_metrics, companion, read_answers, unfinished, write_answers
 from mm1.errors import UserError, at_least
 from mm1.runs import write_json
 
@@ -41,10 +41,10 @@ def run(arguments: Namespace) -> None:
     wording.check()
     with tqdm(total=count(answers, asked, wording), unit=" opinions") as bar:
         unread = judge(answers, path.parent, asked, wording, arguments.at_once, bar.update)
-    scores = beside(path, rescore(answers, read_leaks(path.parent), unfinished(answers, path)))
+    scores = beside(path, rescore(answers, read_leaks(path), unfinished(answers, path)))
     scores["judge"] = {"name": asked.name, "wording": vars(wording), "unread": unread}
     write_answers(answers, path)
-    write_json(path.with_name("scores.json"), scores)
+    write_json(companion(path, "scores"), scores)
     print(table(scores))
     if unread:
         print(f"{unread} opinions could not be read: these answers stay unjudged (judgements.jsonl has them)")

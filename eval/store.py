@@ -114,6 +114,12 @@ def _named(file: Path, asked: str) -> Path:
     return file.with_name(f"{file.stem}-{asked}{file.suffix}")
 
 
+def companion(answers: Path, name: str) -> Path:
+    """The ``scores`` or ``overlap`` that belong to a file of answers: those set aside have theirs set aside."""
+    stem = answers.stem
+    return answers.with_name(f"{name}{stem.removeprefix('answers') if stem.startswith('answers') else f'-{stem}'}.json")
+
+
 def answers_file(path: Path) -> Path:
     """The file of answers that a user named, or the one in the folder that was named."""
     return path / "answers.jsonl" if path.is_dir() else path

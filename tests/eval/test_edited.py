@@ -183,6 +183,21 @@ def test_files_that_ask_something_else_under_the_same_ids_are_refused(door: Door
     assert "answers '0.png' under the id 0 of captions/mini, where --data has '1.png'" in told
 
 
+def test_answers_set_aside_do_not_become_the_scores_of_others(
+    door: Door, model: MM1, tokenizer: Tokenizer, checkpoint: Path, data: Path, out: Path
+) -> None:
+    run(model, tokenizer, checkpoint, data, Settings(shots=(1,), tasks=SETTINGS.tasks), out)
+    scores = (out / "scores.json").read_text()
+    [aside], [theirs] = out.glob("answers-*.jsonl"), out.glob("scores-*.json")
+    before = json.loads(theirs.read_text())
+    (out / "mine.jsonl").write_text(aside.read_text())
+    for path in (aside, out / "mine.jsonl"):
+        assert door("score", path)[0] == 0
+        assert (out / "scores.json").read_text() == scores
+    assert json.loads(theirs.read_text()) == before
+    assert list(before["tasks"]["vqa/daquar"]["shots"]) == ["0"]
+
+
 def test_a_note_of_what_was_trained_on_that_is_none_is_told(door: Door, out: Path) -> None:
     (out / "overlap.json").write_text('{"vqa/daquar": ["1"]}')
     code, told = door("score", out / "answers.jsonl")
