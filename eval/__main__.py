@@ -80,6 +80,7 @@ def parser() -> ArgumentParser:
     looking.add_argument(
         "--data", type=str, required=True, help="folder with benchmarks as downloaded (docs/evaluation.md)"
     )
+    looking.add_argument("--images", type=dict[str, str], default={}, help="folders of pictures that lie elsewhere")
     whole = ArgumentParser(prog="mm1-eval", description=__doc__, exit_on_error=False)
     commands = whole.add_subcommands(dest="command")
     commands.add_subcommand("run", running, help="score a model on benchmarks")
@@ -197,7 +198,8 @@ def _compare(arguments: Namespace) -> None:
 
 
 def _contamination(arguments: Namespace) -> None:
-    found = overlap([Path(corpus) for corpus in arguments.corpora], discover(arguments.data), progress=True)
+    tasks = discover(Data(Path(arguments.data), arguments.images))
+    found = overlap([Path(corpus) for corpus in arguments.corpora], tasks, progress=True)
     print(found)
     if found.found:
         raise SystemExit(1)

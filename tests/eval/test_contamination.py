@@ -21,6 +21,7 @@ from eval.task import Query, Task, discover
 from mm1.data.shards import FORMAT, ShardWriter
 from mm1.runs import read_json, write_json
 from mm1.sample import Image, Sample, Text
+from tests.eval import releases
 
 SHARED = Path(os.environ.get("MM1_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the small real corpus is not there")
@@ -161,6 +162,15 @@ def test_the_door_counts_and_fails_where_it_finds(data: Path, tmp_path: Path, mo
     assert call("contamination", tmp_path / "corpus", "--data", data) == 1
     assert "1 of 2 pictures" in capsys.readouterr().out
     assert call("contamination", tmp_path / "nowhere", "--data", data) == 2
+    releases.gqa(tmp_path / "rel")
+    (tmp_path / "rel/gqa/images").rename(tmp_path / "photos")
+    assert call("contamination", tmp_path / "corpus", "--data", tmp_path / "rel") == 2
+    assert (
+        call(
+            "contamination", tmp_path / "corpus", "--data", tmp_path / "rel", "--images", f"{{gqa: {tmp_path}/photos}}"
+        )
+        == 0
+    )
 
 
 @real
