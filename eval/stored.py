@@ -19,6 +19,8 @@ from eval.results import grade, submission
 from eval.scores import table
 from eval.store import Answer, answers_file, check_metrics, read_answers
 from eval.task import offers
+from mm1.errors import UserError
+from mm1.runs import score_files
 
 
 def add(commands: Any) -> None:
@@ -77,6 +79,7 @@ def _explain(arguments: Namespace) -> None:
 
 
 def _submission(arguments: Namespace) -> None:
+    _apart(Path(arguments.out), [answers_file(Path(arguments.answers))])
     rows, empty = submission(_read(arguments.answers), Data(Path(arguments.data)), arguments.task, arguments.shots)
     Path(arguments.out).write_text(json.dumps(rows, ensure_ascii=False))
     told = f", {empty} of them empty: the server wants every question of the test part" if empty else ""
@@ -94,12 +97,24 @@ def _table(arguments: Namespace) -> None:
     models = [(name or _run_name(Path(path)), Path(path)) for name, _, path in named]
     out = Path(arguments.out) if arguments.out else None
     form: Literal["markdown", "csv"] = arguments.form or ("csv" if out and out.suffix == ".csv" else "markdown")
+    if out is not None:
+        _apart(out, [file for _, path in models for file in score_files(path)])
     text = layout(models, arguments.kind, arguments.published, form)
     if out is None:
         print(text)
     else:
         out.write_text(text + "\n")
         print(out)
+
+
+def _apart(out: Path, read: Sequence[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        UserError: The two are one file.
+    """
+    if out.exists() and any(file.exists() and out.samefile(file) for file in read):
+        raise UserError(f"{out} is what is read here; expected another file to write (--out)")
 
 
 def _run_name(path: Path) -> str:

@@ -168,6 +168,16 @@ def test_scores_that_are_none_are_told(tmp_path: Path, tasks: str) -> None:
     assert cells(layout([("Ours", tmp_path)], "sft"), "Ours") == []
 
 
+def test_a_table_is_not_written_over_its_scores(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = scored(tmp_path, {"okvqa/val": {"8": {"sighted": 41}}}) / "scores.json"
+    before = path.read_text()
+    monkeypatch.setattr(sys, "argv", ["mm1-eval", "table", str(tmp_path), "--out", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "scores.json is what is read here" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
 def test_csv_has_numbers_alone_and_notes_in_a_column(tmp_path: Path) -> None:
     dropped = {"sighted": 90, "dropped": {"answers": 1, "demonstrations": 2}}
     folder = scored(tmp_path, {"coco/karpathy-test": {"8": dropped}, "nocaps/val": {"8": {"sighted": 80}}})

@@ -189,6 +189,7 @@ def test_results_that_are_wrong_are_told(
     [
         ([], [], "there are no sighted answers of textvqa/val at any shots"),
         ([("510", 0), ("510", 4)], [], "textvqa/val was asked with 0, 4 shots; expected --shots to name one"),
+        ([("510", 0)], ["--out", "ANSWERS"], "answers.jsonl is what is read here; expected another file to write"),
         ([("510", 0)], ["--shots", "0"], "5 of 6 questions of textvqa/val have no answer, the first is 511"),
     ],
 )
@@ -196,7 +197,9 @@ def test_submissions_that_lack_something_are_told(
     mm1_eval, release: Path, tmp_path: Path, capsys, answers: list, more: list, told: str
 ) -> None:
     said = [answer("textvqa/val", id, "x", shots=shots) for id, shots in answers] or [answer("other", "1", "x")]
+    more = [tmp_path / "out/answers.jsonl" if word == "ANSWERS" else word for word in more]
     words = ["--data", release, "--task", "textvqa/val", "--out", tmp_path / "results.json", *more]
     with pytest.raises(SystemExit):
         mm1_eval("submission", stored(tmp_path / "out", said), *words)
     assert told in capsys.readouterr().err
+    assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == len(said)
