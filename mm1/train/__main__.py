@@ -247,7 +247,9 @@ def _quiet() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*(worker process|args parameter is intended|returned a view tensor)")
+    warnings.filterwarnings(
+        "ignore", message=".*(worker process|args parameter is intended|returned a view tensor|Grad strides)"
+    )
 
 
 if __name__ == "__main__":

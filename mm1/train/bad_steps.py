@@ -207,7 +207,9 @@ class BadSteps(AfterSteps, BeforeSaving):
         run = Run(trainer.default_root_dir)
         found = f"the {why.replace(' is ', f' of step {step} is ', 1)}; its batch is in {run.bad_steps}"
         if self.policy != "stop" and self.bad < self.most:
-            log.warning("%s; %s", found, "skipped" if self.policy == "skip" else "rolled back to the last checkpoint")
+            if trainer.is_global_zero:
+                what = "skipped" if self.policy == "skip" else "rolled back to the last checkpoint"
+                log.warning("%s; %s", found, what)
             return
         if trainer.is_global_zero:
             run.update(diverged=True)

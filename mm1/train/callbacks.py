@@ -124,7 +124,7 @@ class WatchSight(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Look at the gap of the validation that ended."""
         gap = trainer.callback_metrics.get("val/sight_gap")
-        if gap is not None and gap < BLIND_NATS:
+        if trainer.is_global_zero and gap is not None and gap < BLIND_NATS:
             log.warning(
                 "step %d: right and wrong pictures differ by %.4f nats a token, the model ignores what it sees so far; "
                 "normal early on, later look at the connector's rate (model.optimizer.parts) and data.weights",

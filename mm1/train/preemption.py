@@ -61,7 +61,8 @@ class Preemption(BetweenSteps):
         if self.saving.saved_step != step:
             self.saving.save(trainer, step)
         self.saving.wait()
-        log.warning("asked to leave: saved after step %d of %d; the same command goes on", step, trainer.max_steps)
+        if trainer.is_global_zero:
+            log.warning("asked to leave: saved after step %d of %d; the same command goes on", step, trainer.max_steps)
         if self.asked == self.warning and trainer.is_global_zero and (slurm := _slurm(trainer)) and slurm.auto_requeue:
             requeue()
         raise SystemExit(REQUEUE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -14,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from mm1.batch import IGNORE, Batch
 from mm1.data.tokenizer import Tokenizer
 from mm1.model.mm1 import MM1
-from mm1.train.callbacks import _span
+from mm1.train.bad_steps import BadSteps
+from mm1.train.callbacks import WatchSight, _span
 from mm1.train.metrics import _memory
 from tests.conftest import ROW_TOKENS, fit, run_config
 
@@ -134,3 +136,12 @@ def test_a_gpu_says_what_it_has_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
     assert _memory(torch.device("cuda", 1)) == {"peak_gib": 1.5}
     assert _memory(torch.device("cpu")) == {}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_all_ranks_see_one_tells(first: bool, caplog) -> None:
+    seen: Any = SimpleNamespace(is_global_zero=first, callback_metrics={"val/sight_gap": 0.0}, global_step=3)
+    WatchSight().on_validation_end(seen, seen)
+    judge: Any = SimpleNamespace(is_global_zero=first, default_root_dir="runs/mine")
+    BadSteps("skip")._stop_or_tell(judge, 3, "loss is nan")
+    assert len(caplog.records) == 2 * first
