@@ -192,7 +192,8 @@ class Loader:
             self.source.lay_out_trays(self.loader.num_workers)
         fetching = iter(self.loader)
         # what ends with this process has to end by force, since workers do not listen to the signal that Python sends
-        end = Finalize(None, _kill, args=(getattr(fetching, "_workers", ()),), exitpriority=10)
+        workers = getattr(fetching, "_workers", ())
+        end = Finalize(None, _kill, args=(workers,), exitpriority=10)
         try:
             while (fetched := self._timed(fetching)) is not None:
                 yield from fetched if isinstance(fetched, list) else [fetched]
@@ -206,7 +207,9 @@ class Loader:
             stack_trace = str(error).strip().splitlines()  # in which a worker's error comes wrapped
             raise UserError(stack_trace[-1].partition("Error: ")[2]) from None
         finally:
-            end.cancel()
+            del fetching  # which ends its workers, unless an interruption's stack trace still holds it
+            if not any(worker.exitcode is None for worker in workers):
+                end.cancel()
 
     def _timed(self, fetching: Iterator[Any]) -> Any:
         """The next of the fetched batches, None after the last."""

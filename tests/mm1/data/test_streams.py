@@ -257,6 +257,33 @@ def test_a_workers_refusal_is_still_one_sentence(recipe: Recipe, tmp_path: Path)
     assert "\n" not in str(error.value)
 
 
+def test_a_process_ends_though_its_interruption_holds_the_loader(recipe: Recipe) -> None:
+    """Its stack trace keeps torch from ending the workers, which do not listen to what Python sends at the end."""
+    held = []
+
+    def interrupted() -> None:
+        loader = Loader(Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1), 1)
+        batches = iter(loader)
+        next(batches)
+
+        def stop(fetching: object) -> None:
+            raise KeyboardInterrupt
+
+        loader._timed = stop  # type: ignore[assignment]
+        try:
+            list(batches)
+        except KeyboardInterrupt as error:
+            held.append(error)
+
+    process = multiprocessing.get_context("fork").Process(target=interrupted)
+    process.start()
+    process.join(60)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+
+
 def hurt(recipe: Recipe, by: signal.Signals, timeout_s: float) -> tuple[multiprocessing.process.BaseProcess, UserError]:
     """What a loader says after its worker was sent a signal."""
     before = set(multiprocessing.active_children())
