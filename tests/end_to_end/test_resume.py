@@ -57,7 +57,11 @@ def killed(
         time.sleep(0.005)
     assert process.is_alive(), "the run ended before it could be killed"
     os.kill(process.pid, by)
-    process.join()
+    process.join(120)
+    if process.is_alive():  # it hangs, which is to fail and not to stop all tests
+        process.kill()
+        process.join()
+        raise AssertionError("it did not end")
     assert process.exitcode == code
     return run
 
