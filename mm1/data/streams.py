@@ -208,7 +208,7 @@ class Loader:
             raise UserError(stack_trace[-1].partition("Error: ")[2]) from None
         finally:
             del fetching  # which ends its workers, unless an interruption's stack trace still holds it
-            if not any(worker.exitcode is None for worker in workers):
+            if all(worker.exitcode is not None for worker in workers):
                 end.cancel()
 
     def _timed(self, fetching: Iterator[Any]) -> Any:

@@ -7,7 +7,6 @@ one, and checkpoints hold plain tensors that any number of ranks reads without t
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from mm1.errors import UserError
 from mm1.train.exchange import local
+from mm1.train.float8 import importing
 from mm1.train.optim import Scheduled, check_moments
 from mm1.train.parallel import placed
 
@@ -190,14 +190,6 @@ def _map(signed: bool, device: torch.device) -> Tensor:
 @cache
 def _torchao() -> tuple[Any, Any, Any]:
     """Its tensor of codes and scales, its update, and that compiled."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of parts that are built for other GPUs, which training does not use
-    try:
+    with importing("model.optimizer AdamW8bit"):
         from torchao.optim.adam import OptimState8bit, single_param_adam
-    except ImportError:
-        raise UserError(
-            "model.optimizer AdamW8bit needs the package torchao, which is not there; pip install 'mm1[float8]'"
-        ) from None
-    finally:
-        logging.disable(before)
     return OptimState8bit, single_param_adam, torch.compile(single_param_adam, fullgraph=True, dynamic=False)

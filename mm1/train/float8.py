@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -151,15 +152,24 @@ def _torchao(recipe: str) -> tuple[Any, Any]:
     Rows are padded to a multiple of 16, along which the gradient of a weight is summed: pictures have any number of
     patches. Where they are one, a compiler leaves it out.
     """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of parts that are built for other GPUs, which training does not use
-    try:
+    with importing("model.float8"):
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError:
-        raise UserError(
-            "model.float8 needs the package torchao, which is not there; pip install 'mm1[float8]'"
-        ) from None
-    finally:
-        logging.disable(before)
     config = Float8LinearConfig.from_recipe_name(recipe)
     return convert_to_float8_training, replace(config, emulate=EMULATE, pad_inner_dim=True)
+
+
+@contextmanager
+def importing(setting: str) -> Iterator[None]:
+    """Where torchao is imported: without its warnings of parts for other GPUs, which training does not use.
+
+    Raises:
+        UserError: It is missing, and which setting wants it.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    except ImportError:
+        raise UserError(f"{setting} needs the package torchao, which is not there; pip install 'mm1[float8]'") from None
+    finally:
+        logging.disable(before)

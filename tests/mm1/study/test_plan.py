@@ -84,13 +84,18 @@ def test_weights_in_bfloat16_have_masters(tmp_path: Path) -> None:
         assert spent == pytest.approx(moved / (0.8 * card.memory_gb_s * 1e9))
 
 
-def test_adafactor_keeps_no_moments(tmp_path: Path) -> None:
+def tiny(folder: Path, optimizer: str) -> Path:
+    """The dense configuration with the smallest model and another optimizer."""
     config = yaml.safe_load(DENSE.read_text())
     config["model"]["model"] = str((ROOT / "configs/model/tiny.yaml").resolve())
-    config["model"]["optimizer"] = {"class_path": "mm1.train.adafactor.Adafactor", "init_args": {"lr": 1e-5}}
+    config["model"]["optimizer"] = {"class_path": optimizer, "init_args": {"lr": 1e-4}}
     config["data"] = {"row_tokens": 128, "rows_per_step": 8, "images_per_row": 2}
-    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(config))
-    of, on, card = job(tmp_path / "sft.yaml"), layout(1, 1, None, 1), CARDS["h100"]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return folder / "tiny.yaml"
+
+
+def test_adafactor_keeps_no_moments(tmp_path: Path) -> None:
+    of, on, card = job(tiny(tmp_path, "mm1.train.adafactor.Adafactor")), layout(1, 1, None, 1), CARDS["h100"]
     total, held = parameters(of.model).total, memory(of, on)
     assert (held.weights, held.optimizer) == (4 * total, 0)
     assert held.peak(1) < memory(job(DENSE), on).peak(1) - 8 * total
@@ -99,12 +104,7 @@ def test_adafactor_keeps_no_moments(tmp_path: Path) -> None:
 
 
 def test_moments_in_eight_bits_are_counted_as_training_keeps_them(tmp_path: Path) -> None:
-    config = yaml.safe_load(DENSE.read_text())
-    config["model"]["model"] = str((ROOT / "configs/model/tiny.yaml").resolve())
-    config["model"]["optimizer"] = {"class_path": "mm1.train.adamw8bit.AdamW8bit", "init_args": {"lr": 1e-4}}
-    config["data"] = {"row_tokens": 128, "rows_per_step": 8, "images_per_row": 2}
-    (tmp_path / "eight.yaml").write_text(yaml.safe_dump(config))
-    of, on, card = job(tmp_path / "eight.yaml"), layout(1, 1, None, 1), CARDS["h100"]
+    of, on, card = job(tiny(tmp_path, "mm1.train.adamw8bit.AdamW8bit")), layout(1, 1, None, 1), CARDS["h100"]
     total, held = parameters(of.model).total, memory(of, on)
     states = [adamw8bit._begun(parameter) for parameter in of.model.parameters()]
     assert held.optimizer == sum(t.nbytes for state in states for name, t in state.items() if name != "step")
