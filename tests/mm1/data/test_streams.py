@@ -260,9 +260,9 @@ def test_a_workers_refusal_is_still_one_sentence(recipe: Recipe, tmp_path: Path)
 def test_a_process_ends_though_its_interruption_holds_the_loader(recipe: Recipe) -> None:
     """Its stack trace keeps torch from ending the workers, which do not listen to what Python sends at the end."""
     held = []
+    loader = Loader(Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1), 1)
 
     def interrupted() -> None:
-        loader = Loader(Windows(recipe, rank=0, ranks=1, micro_batches=1, state=None, threads=1), 1)
         batches = iter(loader)
         next(batches)
 
